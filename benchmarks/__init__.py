@@ -1,0 +1,1 @@
+"""Measurements of speed and quality, and the loops that they compare with."""

@@ -1,0 +1,522 @@
+"""Time one pix2pix step: ours, as ``i2i-train`` runs it, against the authors' loop in plain PyTorch.
+
+    python -m benchmarks.train_step                        256 px, batch 1 and 4, on the CPU or the GPU there
+    is python -m benchmarks.train_step --size-px 128 --batch 1 --repeats 10 --json step.json
+
+Three contenders, each in a process of its own, take turns at single steps (blocks of steps on a GPU), so that
+whatever else the machine does falls on all of them alike:
+
+* ``plain``: ``benchmarks/reference_pix2pix.py``: the published networks and order of updates, default Adam;
+* ``bare``: the same written-out step on our networks and our configured optimiser, without Lightning;
+* ``ours``: ``Pix2Pix`` in a Lightning ``Trainer``, both composed from our config with its logger and
+  callbacks, from fetching a batch to the end of the last callback. Callbacks that act at an epoch's end alone
+  are left out.
+
+First they train from the same weights on the same images without dropout, and their losses are compared step
+by step; then dropout is switched on, as in the published setting, and they are timed. ``ours - bare`` is what
+Lightning and logging add. The floor is the work of a step, in FLOP and in bytes of weights and optimiser
+state, over what this machine's matrix product and vector addition reach in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.reference_pix2pix import PlainPix2Pix, copy_weights, patchgan, unet
+
+Contender = Literal["plain", "bare", "ours"]
+CONTENDERS: tuple[Contender, ...] = ("plain", "bare", "ours")
+TERMS = ("discriminator/gan", "generator/gan", "generator/l1")
+LEFT_OUT = (
+    "checkpoints",
+    "previews",
+    "gallery",
+)  # callbacks that act at an epoch's end, which never comes here
+BYTES_PER_PARAMETER = 40
+"""Least traffic of a trained float32 weight: read forward and backward, gradient written; Adam reads weight,
+gradient and two moments and writes weight and moments: 4 * (2 + 1 + 4 + 3)."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table.
+
+    Args:
+        size_px: Side of the images.
+        batch: Images per step.
+        device: ``cpu`` or ``cuda``.
+        precision: ``fp32``; ``tf32``: tensor cores for float32 products, for all contenders; ``bf16``:
+            autocast for bare and ours, while the plain loop, which knows none, runs in tf32.
+        channels_last: Whether our networks keep their weights in NHWC.
+        compile: Whether our networks are compiled.
+        dropout: Whether dropout is on.
+        base_channels: Width of both networks.
+        threads: CPU threads; None leaves PyTorch's choice.
+        overrides: Further overrides of our config, as on the command line of ``i2i-train``.
+        check_steps: Steps whose losses are compared.
+        warmup: Steps that no one times.
+        block: Steps in a turn.
+        repeats: Turns.
+    """
+
+    size_px: int = 256
+    batch: int = 1
+    device: str = "cpu"
+    precision: str = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    dropout: bool = True
+    base_channels: int = 64
+    threads: int | None = None
+    overrides: tuple[str, ...] = ()
+    check_steps: int = 5
+    warmup: int = 3
+    block: int = 1
+    repeats: int = 15
+
+
+class Turns:
+    """One contender's end of the pipe: it trains when told to and reports how long that took."""
+
+    def __init__(self, connection: Connection, device: str, warmup: int) -> None:
+        self.connection = connection
+        self.device = device
+        self.left = warmup
+        self.began = time.perf_counter()
+
+    def done(self) -> bool:
+        """Count a step; at the end of a turn report its seconds and wait for the next. False: stop
+        training."""
+        self.left -= 1
+        if self.left > 0:
+            return True
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        self.connection.send(time.perf_counter() - self.began)
+        self.left = self.connection.recv()
+        self.began = time.perf_counter()
+        return self.left > 0
+
+
+class Batches(torch.utils.data.Dataset[dict[str, Any]]):
+    """A few random batches, again and again."""
+
+    def __init__(self, setting: Setting) -> None:
+        random = torch.Generator().manual_seed(1)
+        shape = (setting.batch, 3, setting.size_px, setting.size_px)
+        self.batches = [
+            {
+                "real_a": (torch.rand(shape, generator=random) * 2 - 1).to(setting.device),
+                "real_b": (torch.rand(shape, generator=random) * 2 - 1).to(setting.device),
+                "name": [str(i) for i in range(setting.batch)],
+            }
+            for _ in range(4)
+        ]
+
+    def __len__(self) -> int:
+        """An epoch that no benchmark sees the end of."""
+        return 1_000_000
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return a whole batch, already on the device."""
+        return self.batches[index % len(self.batches)]
+
+
+def compose(setting: Setting, folder: str) -> Any:
+    """Compose the config of pix2pix as ``i2i-train`` does, for images of our making."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    from i2i_lightning import config
+    from i2i_lightning.cli.folders import conf_dir
+
+    config.register()
+    overrides = [
+        "method=pix2pix",
+        "data=paired",
+        f"data.root={folder}",
+        f"data.crop_px={setting.size_px}",
+        f"data.batch_size={setting.batch}",
+        f"generator.dropout={'reference' if setting.dropout else 'none'}",
+        f"generator.base_channels={setting.base_channels}",
+        f"discriminator.base_channels={setting.base_channels}",
+        f"precision={'bf16' if setting.precision == 'bf16' else 'fp32'}",
+        "trainer.max_epochs=2",
+        f"trainer.accelerator={'gpu' if setting.device == 'cuda' else 'cpu'}",
+        *setting.overrides,
+    ]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra_compose("train", overrides=overrides)
+
+
+def build_ours(config: Any, setting: Setting) -> Any:
+    """Build our method from the config, with the weights that every contender starts from."""
+    from hydra.utils import instantiate
+
+    torch.manual_seed(0)
+    method = instantiate(config.method, _convert_="all").to(setting.device)
+    for network in (method.generator, method.discriminator):
+        if setting.channels_last:
+            network.to(memory_format=torch.channels_last)
+        if setting.compile:
+            network.compile()
+    return method
+
+
+def build_plain(config: Any, setting: Setting) -> PlainPix2Pix:
+    """Build the plain loop, its networks at our initial weights."""
+    method = build_ours(config, replace(setting, channels_last=False, compile=False))
+    generator = unet(3, 3, method.generator.num_downs, setting.base_channels, setting.dropout)
+    discriminator = patchgan(6, setting.base_channels)
+    copy_weights(method.generator, generator)
+    copy_weights(method.discriminator, discriminator)
+    return PlainPix2Pix(generator.to(setting.device), discriminator.to(setting.device))
+
+
+def build_bare(config: Any, setting: Setting) -> PlainPix2Pix:
+    """Build the same loop around our networks and our configured optimiser."""
+    from hydra.utils import instantiate
+
+    method = build_ours(config, setting)
+    optimizer = instantiate(config.optimizer, _convert_="all")
+    optimizers = (optimizer(method.generator.parameters()), optimizer(method.discriminator.parameters()))
+    return PlainPix2Pix(method.generator, method.discriminator, optimizers)
+
+
+def train_plain(
+    loop: PlainPix2Pix, setting: Setting, autocast: bool, after: Callable[[dict[str, Tensor]], bool]
+) -> None:
+    """Step through the batches until ``after``, which sees the losses, says False."""
+    batches, index, going = Batches(setting), 0, True
+    while going:
+        with torch.autocast(setting.device, torch.bfloat16, enabled=autocast):
+            losses = loop.step(batches[index])
+        index += 1
+        going = after(losses)
+
+
+def train_ours(
+    config: Any, setting: Setting, folder: str, after: Callable[[dict[str, Tensor]], bool]
+) -> None:
+    """Fit our method in a Trainer until ``after``, which sees the losses, says False."""
+    from hydra.utils import instantiate
+    from lightning import Callback
+
+    class After(Callback):
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            if not after(pl_module.step_terms):
+                trainer.should_stop = True
+
+    def entries(group: Any) -> list[Any]:
+        nodes = {
+            name: node for name, node in (group or {}).items() if name not in LEFT_OUT and node is not None
+        }
+        return [instantiate(node, _convert_="all") for node in nodes.values()]
+
+    method = build_ours(config, setting)
+    trainer = instantiate(
+        config.trainer,
+        callbacks=[*entries(config.callbacks), After()],
+        logger=entries(config.logger),
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        _convert_="all",
+    )
+    trainer.fit(method, torch.utils.data.DataLoader(Batches(setting), batch_size=None))
+
+
+def train(
+    contender: Contender, setting: Setting, folder: str, after: Callable[[dict[str, Tensor]], bool]
+) -> None:
+    """Train ``contender`` until ``after`` says False."""
+    config = compose(setting, folder)
+    if contender == "ours":
+        train_ours(config, setting, folder, after)
+        return
+    loop = build_plain(config, setting) if contender == "plain" else build_bare(config, setting)
+    train_plain(loop, setting, setting.precision == "bf16" and contender == "bare", after)
+
+
+def work(contender: Contender, setting: Setting, connection: Connection) -> None:
+    """Be a contender: send the losses of the first steps, then take turns until told to stop."""
+    import lightning  # noqa: F401 - it sets the level of its logger when it is imported
+
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    if setting.threads is not None:
+        torch.set_num_threads(setting.threads)
+    tensor_cores = setting.precision != "fp32"
+    torch.backends.cuda.matmul.allow_tf32 = tensor_cores
+    torch.backends.cudnn.allow_tf32 = tensor_cores
+    torch.backends.cudnn.benchmark = True
+
+    losses: list[list[float]] = []
+
+    def keep(terms: Mapping[str, Tensor]) -> bool:
+        losses.append([terms[name].item() for name in TERMS])
+        return len(losses) < setting.check_steps
+
+    with tempfile.TemporaryDirectory() as folder:
+        if setting.check_steps:
+            train(contender, replace(setting, dropout=False), folder, keep)
+        connection.send(losses)
+        turns = Turns(connection, setting.device, setting.warmup)
+        train(contender, setting, folder, lambda terms: turns.done())
+
+
+def floor(setting: Setting) -> dict[str, float]:
+    """Return the work of a step and how fast this machine could do it.
+
+    ``flop`` counts multiplications and additions of convolutions in a whole step; ``bytes`` is the least
+    traffic of weights, gradients and Adam's moments; the rates are those of a matrix product and of an
+    addition of long vectors.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        config = compose(replace(setting, device="cpu"), folder)
+        loop = build_plain(config, replace(setting, device="cpu"))
+        with FlopCounterMode(display=False) as counter:
+            loop.step(Batches(replace(setting, device="cpu"))[0])
+    networks: Sequence[nn.Module] = (loop.generator, loop.discriminator)
+    parameters = sum(p.numel() for network in networks for p in network.parameters())
+
+    if setting.threads is not None:
+        torch.set_num_threads(setting.threads)
+    half = setting.precision == "bf16"
+    side = 8192 if setting.device == "cuda" else 2048
+    matrix = torch.randn(side, side, device=setting.device, dtype=torch.bfloat16 if half else torch.float32)
+    product = torch.empty_like(matrix)
+    vector = torch.ones(2**26, device=setting.device)
+    other, total = torch.ones_like(vector), torch.empty_like(vector)
+    flop_per_s = 2 * side**3 / fastest(lambda: torch.mm(matrix, matrix, out=product), setting.device)
+    bytes_per_s = (
+        3 * 4 * vector.numel() / fastest(lambda: torch.add(vector, other, out=total), setting.device)
+    )
+    flop, traffic = float(counter.get_total_flops()), float(BYTES_PER_PARAMETER * parameters)
+    return {
+        "parameters": float(parameters),
+        "flop": flop,
+        "bytes": traffic,
+        "flop_per_s": flop_per_s,
+        "bytes_per_s": bytes_per_s,
+        "compute_ms": 1e3 * flop / flop_per_s,
+        "traffic_ms": 1e3 * traffic / bytes_per_s,
+    }
+
+
+def fastest(run: Callable[[], object], device: str, tries: int = 7) -> float:
+    """Return the least seconds that ``run`` took."""
+    seconds = []
+    for _ in range(tries):
+        began = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def largest_difference(losses: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> float:
+    """Return the largest relative difference of two lists of loss terms."""
+    pairs = [
+        (x, y) for step, other in zip(losses, others, strict=True) for x, y in zip(step, other, strict=True)
+    ]
+    return max((abs(x - y) / abs(y) for x, y in pairs), default=0.0)
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """Run the three contenders against each other and return what the table shows."""
+    spawn = multiprocessing.get_context("spawn")
+    pipes: dict[Contender, Connection] = {}
+    processes = []
+    losses: dict[Contender, list[list[float]]] = {}
+    for contender in CONTENDERS:
+        ours, theirs = spawn.Pipe()
+        process = spawn.Process(target=work, args=(contender, setting, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        pipes[contender] = ours
+        processes.append(process)
+        # One at a time: losses, then the warm-up, before the next contender starts.
+        losses[contender] = answer(ours, contender)
+        answer(ours, contender)
+
+    seconds: dict[Contender, list[float]] = {contender: [] for contender in CONTENDERS}
+    for turn in range(setting.repeats):
+        shift = turn % len(CONTENDERS)
+        for contender in CONTENDERS[shift:] + CONTENDERS[:shift]:
+            pipes[contender].send(setting.block)
+            seconds[contender].append(answer(pipes[contender], contender) / setting.block)
+    for pipe in pipes.values():
+        pipe.send(0)
+    for process in processes:
+        process.join()
+
+    plain = seconds["plain"]
+    return {
+        "setting": asdict(setting),
+        "milliseconds": {
+            name: {
+                "median": 1e3 * statistics.median(times),
+                "least": 1e3 * min(times),
+                "quartiles": [1e3 * q for q in statistics.quantiles(times, n=4)[::2]]
+                if len(times) > 1
+                else [],
+                "all": [1e3 * t for t in times],
+            }
+            for name, times in seconds.items()
+        },
+        "ratio_to_plain": {
+            name: statistics.median(times) / statistics.median(plain) for name, times in seconds.items()
+        },
+        "loss_difference": {
+            name: largest_difference(losses[name], losses["plain"]) for name in ("bare", "ours")
+        },
+        "losses": losses,
+        "floor": floor(setting),
+    }
+
+
+def answer(pipe: Connection, contender: str) -> Any:
+    """Receive from a contender, or say which one died."""
+    try:
+        return pipe.recv()
+    except EOFError:
+        raise SystemExit(f"the contender '{contender}' ended early; its own message is above") from None
+
+
+def machine() -> dict[str, Any]:
+    """Return what the numbers depend on."""
+    import lightning
+
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].split(":", 1)[1].strip() if lines else name
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": name,
+        "cpu_cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+    }
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """Return a row's measurements as text."""
+    setting, times, base = result["setting"], result["milliseconds"], result["floor"]
+    options = [name for name in ("channels_last", "compile") if setting[name]]
+    title = [f"{setting['size_px']} px", f"batch {setting['batch']}", setting["device"], setting["precision"]]
+    title += [*options, *setting["overrides"], f"{setting['repeats']} turns of {setting['block']}"]
+    lines = [
+        ", ".join(title),
+        f"  {'':8}{'median':>10}{'quartiles':>20}{'least':>10}{'images/s':>10}{'/ plain':>9}",
+    ]
+    for name in CONTENDERS:
+        row = times[name]
+        spread = " - ".join(f"{q:.1f}" for q in row["quartiles"])
+        lines.append(
+            f"  {name:8}{row['median']:>7.1f} ms{spread:>20}{row['least']:>10.1f}"
+            f"{1e3 * setting['batch'] / row['median']:>10.2f}{result['ratio_to_plain'][name]:>9.3f}"
+        )
+    step = times["ours"]["median"]
+    added = step - times["bare"]["median"]
+    lines += [
+        f"  Lightning and logging add {added:.1f} ms, {100 * added / step:.1f} % of our step",
+        f"  floor: {base['flop'] / 1e9:.1f} GFLOP at {base['flop_per_s'] / 1e9:.0f} GFLOP/s is "
+        f"{base['compute_ms']:.1f} ms; weights and Adam {base['bytes'] / 1e9:.2f} GB at "
+        f"{base['bytes_per_s'] / 1e9:.1f} GB/s is {base['traffic_ms']:.1f} ms",
+        f"  our step takes {step / (base['compute_ms'] + base['traffic_ms']):.2f} times the sum of the two",
+    ]
+    if result["losses"]["plain"]:
+        difference = result["loss_difference"]
+        lines.append(
+            f"  same losses over {setting['check_steps']} steps without dropout: largest relative difference "
+            f"bare {difference['bare']:.1e}, ours {difference['ours']:.1e}"
+        )
+    return "\n".join(lines)
+
+
+def parse(argv: Sequence[str] | None) -> tuple[list[Setting], Path | None]:
+    """Turn the command line into rows."""
+    cuda = torch.cuda.is_available()
+    summary = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=summary)
+    parser.add_argument("--size-px", type=int, default=256)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu")
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], nargs="+")
+    parser.add_argument("--channels-last", action="store_true", help="keep our networks' weights in NHWC")
+    parser.add_argument("--compile", action="store_true", help="compile our networks")
+    parser.add_argument("--base-channels", type=int, default=64)
+    parser.add_argument("--threads", type=int, help="CPU threads (PyTorch's choice)")
+    parser.add_argument("--override", nargs="+", default=[], help="overrides of our config, as for i2i-train")
+    parser.add_argument("--repeats", type=int, default=15, help="turns of each contender")
+    parser.add_argument("--check-steps", type=int, default=5, help="steps whose losses are compared")
+    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    args = parser.parse_args(argv)
+    on_gpu = args.device == "cuda"
+    if on_gpu and not cuda:
+        parser.error("--device cuda: PyTorch sees no GPU here")
+    settings = [
+        Setting(
+            size_px=args.size_px,
+            batch=batch,
+            device=args.device,
+            precision=precision,
+            channels_last=args.channels_last,
+            compile=args.compile,
+            base_channels=args.base_channels,
+            threads=args.threads,
+            overrides=tuple(args.override),
+            check_steps=args.check_steps,
+            warmup=20 if on_gpu else 2,
+            block=20 if on_gpu else 1,
+            repeats=args.repeats,
+        )
+        for precision in args.precision or (["fp32", "tf32", "bf16"] if on_gpu else ["fp32"])
+        for batch in args.batch
+    ]
+    return settings, args.json
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark and print its table."""
+    settings, path = parse(argv)
+    about = machine()
+    print(", ".join(f"{key} {value}" for key, value in about.items() if value is not None), flush=True)
+    results = []
+    for setting in settings:
+        results.append(measure(setting))
+        print(report(results[-1]), flush=True)
+    if path is not None:
+        path.write_text(json.dumps({"machine": about, "rows": results}, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

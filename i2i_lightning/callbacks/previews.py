@@ -1,0 +1,197 @@
+"""Fixed validation samples, translated at the end of each epoch and drawn as a grid: input | output | target."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning import Callback, LightningModule, Trainer
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from i2i_lightning.callbacks.readings import batches_trained
+from i2i_lightning.checkpoints.io import write_beside
+from i2i_lightning.types import UserError
+
+log = logging.getLogger(__name__)
+
+Pixels = npt.NDArray[np.uint8]
+"""One image for people: uint8 (H, W, 3)."""
+
+SMALLEST_TILE_PX = 128
+PAPER, INK = (250, 250, 248), (60, 60, 64)
+
+
+@dataclass
+class Preview:
+    """The translated samples of one moment.
+
+    Attributes:
+        names: Name of each sample.
+        samples: For each sample, its columns in order (``input``, ``output``, ``target``), as pictures for people.
+        outputs: For each sample, the network's output, float (C, H, W) on the CPU.
+        targets: For each sample, the target in the same form.
+    """
+
+    names: list[str] = field(default_factory=list)
+    samples: list[dict[str, Pixels]] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    targets: list[Tensor] = field(default_factory=list)
+
+
+_batches: WeakKeyDictionary[Trainer, list[Any]] = WeakKeyDictionary()
+_previews: WeakKeyDictionary[Trainer, tuple[int, int, Preview]] = WeakKeyDictionary()
+
+
+def preview(trainer: Trainer, num_samples: int) -> Preview:
+    """Translate the first ``num_samples`` validation items as the method does at test time.
+
+    Callbacks that ask at the same moment share one translation. Neither random states nor running statistics change.
+    Call it on all processes: a method may synchronise its statistics between them.
+
+    Returns:
+        The preview, with fewer samples if there are fewer, and none where there is no validation set.
+    """
+    now = batches_trained(trainer)
+    known = _previews.get(trainer)
+    if known is not None and known[0] == now and known[1] >= num_samples:
+        shared = known[2]
+        return Preview(*(values[:num_samples] for values in vars(shared).values()))
+    made = _translate(trainer, num_samples)
+    _previews[trainer] = (now, num_samples, made)
+    return made
+
+
+def _translate(trainer: Trainer, num_samples: int) -> Preview:
+    module: Any = trainer.lightning_module
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    made = Preview()
+    for batch in _fixed_batches(trainer, datamodule, num_samples):
+        on_device = {key: value.to(module.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+        plugin = trainer.precision_plugin
+        with torch.no_grad(), plugin.forward_context():
+            columns: dict[str, Tensor] = module.preview(plugin.convert_input(on_device))
+            real_a = columns["input"]
+            shown = {
+                name: datamodule.display_input(images) if name == "input" else datamodule.display_output(images, real_a)
+                for name, images in columns.items()
+            }
+        pixels = {name: images.permute(0, 2, 3, 1).cpu().numpy() for name, images in shown.items()}
+        for index in range(len(real_a)):
+            made.samples.append({name: np.ascontiguousarray(images[index]) for name, images in pixels.items()})
+        made.names += [Path(str(name)).name for name in batch.get("name", [""] * len(real_a))]
+        if "output" in columns and "target" in columns:
+            made.outputs += list(columns["output"].float().cpu())
+            made.targets += list(columns["target"].float().cpu())
+    return made
+
+
+def _fixed_batches(trainer: Trainer, datamodule: Any, num_samples: int) -> list[Any]:
+    """Return the samples as one batch, fetched once per run; one sample alone where their sizes differ."""
+    if not hasattr(datamodule, "preview_batch"):
+        raise TypeError("previews need a data module with preview_batch, display_input and display_output")
+    known = _batches.get(trainer)
+    if known is not None and (not known or len(known[0]["real_a"]) >= num_samples):
+        return [{key: value[:num_samples] for key, value in batch.items()} for batch in known]
+    try:
+        batches = [datamodule.preview_batch(num_samples)]
+    except UserError as error:
+        log.warning("no previews: %s", error)
+        batches = []
+    except ValueError:
+        log.warning("the validation images differ in size: previews show the first one alone")
+        batches = [datamodule.preview_batch(1)]
+    _batches[trainer] = batches
+    return batches
+
+
+def draw_grid(samples: Sequence[Mapping[str, Pixels]], smallest_px: int = SMALLEST_TILE_PX) -> Image.Image:
+    """Draw samples as rows and their columns side by side, each column under its name.
+
+    Args:
+        samples: For each row, the pictures of its columns, uint8 (H, W, 3); every row has the same columns.
+        smallest_px: Pictures smaller than this are enlarged by a whole factor, without smoothing.
+
+    Returns:
+        An RGB image.
+    """
+    names = list(samples[0])
+    first = samples[0][names[0]]
+    factor = max(1, math.ceil(smallest_px / max(first.shape[:2])))
+    width_px = first.shape[1] * factor
+    font = ImageFont.load_default(size=max(13, min(width_px // 9, 28)))
+    gutter_px = max(2, width_px // 64)
+    margin_px = 3 * gutter_px
+    heading_px = math.ceil(font.getbbox("input")[3] * 1.5)
+
+    rows = [[_tile(row[name], width_px) for name in names] for row in samples]
+    heights = [max(tile.height for tile in row) for row in rows]
+    grid = Image.new(
+        "RGB",
+        (
+            2 * margin_px + len(names) * width_px + (len(names) - 1) * gutter_px,
+            margin_px + heading_px + sum(heights) + gutter_px * (len(rows) - 1) + margin_px,
+        ),
+        PAPER,
+    )
+    draw = ImageDraw.Draw(grid)
+    for column, name in enumerate(names):
+        x = margin_px + column * (width_px + gutter_px)
+        draw.text((x + width_px / 2, margin_px + heading_px * 0.38), name, fill=INK, font=font, anchor="mm")
+    y = margin_px + heading_px
+    for row, height in zip(rows, heights, strict=True):
+        for column, tile in enumerate(row):
+            grid.paste(tile, (margin_px + column * (width_px + gutter_px), y))
+        y += height + gutter_px
+    return grid
+
+
+def _tile(pixels: Pixels, width_px: int) -> Image.Image:
+    image = Image.fromarray(pixels)
+    if image.width == width_px:
+        return image
+    height_px = round(image.height * width_px / image.width)
+    whole = width_px % image.width == 0
+    return image.resize((width_px, height_px), Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
+
+
+class PreviewGrid(Callback):
+    """Write ``images/epoch_0001.png`` into the run folder: rows are samples, columns are input | output | target.
+
+    The samples are the first of the validation set and stay the same. A W&B logger receives the same picture.
+
+    Args:
+        num_samples: Rows.
+        every_n_epochs: Epochs between two grids; the last epoch has one in any case.
+    """
+
+    def __init__(self, num_samples: int = 8, every_n_epochs: int = 1) -> None:
+        for key, value in (("num_samples", num_samples), ("every_n_epochs", every_n_epochs)):
+            if value < 1:
+                raise UserError(f"callbacks.previews.{key}={value}: give at least 1")
+        self.num_samples = num_samples
+        self.every_n_epochs = every_n_epochs
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Translate the samples and write the grid."""
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every_n_epochs and epoch != trainer.max_epochs and not trainer.should_stop:
+            return
+        shown = preview(trainer, self.num_samples)
+        if not shown.samples or not trainer.is_global_zero:
+            return
+        grid = draw_grid(shown.samples)
+        path = Path(trainer.default_root_dir) / "images" / f"epoch_{epoch:04d}.png"
+        write_beside(path, lambda beside: grid.save(beside, format="PNG", compress_level=3))
+        for logger in trainer.loggers:
+            # W&B's own method for pictures; it takes 8-bit pixels alone and turns floats black.
+            if hasattr(logger, "log_image"):
+                logger.log_image("preview", [np.asarray(grid)], caption=[f"epoch {epoch}"])

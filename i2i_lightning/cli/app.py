@@ -1,0 +1,208 @@
+"""Run a command as a Hydra app with a help page of its own, and messages where others show tracebacks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from i2i_lightning import __version__
+from i2i_lightning.cli import folders
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from i2i_lightning.cli.arguments import Arguments
+
+COMPLETION_FLAGS = ("-sc", "--shell-completion")
+
+HARMLESS_WARNINGS = (
+    r".*does not have many workers",  # with the images in memory, workers would only slow the loader down
+    r".*is smaller than the logging interval",  # our curves count batches across epochs
+    r".*LeafSpec",  # Lightning's own use of a deprecated name
+    r".*srun.* command is available",
+    r".*Attribute .* is an instance of `nn.Module` and is already saved",
+)
+
+
+@dataclass(frozen=True)
+class App:
+    """A console command over a root config.
+
+    Args:
+        program: Name of the console command.
+        config_name: Name of its root config, ``conf/<config_name>.yaml``.
+        task: What to run with the composed and checked config and the run folder.
+        default_experiment: Experiment to run where the command line chooses none of ``starts``.
+        starts: Keys that say what to run.
+    """
+
+    program: str
+    config_name: str
+    task: Callable[[DictConfig, Path], None]
+    default_experiment: str | None = None
+    starts: tuple[str, ...] = ("experiment", "method", "data", "resume")
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run the command line ``argv``; return the exit status: 0, 1 on an error, 130 when interrupted."""
+        words = list(sys.argv[1:] if argv is None else argv)
+        if "--help" in words or "-h" in words:
+            from i2i_lightning.cli import help as help_page
+
+            return help_page.show(self.program, self.config_name, self.default_experiment, words)
+        if "--version" in words:
+            print(f"i2i_lightning {__version__}")
+            return 0
+        if any(flag in words for flag in COMPLETION_FLAGS):
+            self._hydra(self.config_name, words, lambda config: None)
+            return 0
+        return self._run_reporting(words)
+
+    def _run_reporting(self, words: list[str]) -> int:
+        debug = os.environ.get("I2I_DEBUG", "0") not in ("", "0") or "debug=true" in [
+            w.lower() for w in words
+        ]
+        run = _Run(self, words)
+        try:
+            run.go()
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            return 130
+        except Exception as error:
+            if debug:
+                raise
+            from i2i_lightning.cli import messages
+
+            text = messages.explain(error, run.overrides, run.conf, self.config_name)
+            if text is None:
+                print(
+                    "This looks like a bug, not a slip of yours; please report it with the lines below.",
+                    file=sys.stderr,
+                )
+                raise
+            print(f"{self.program}: {text}", file=sys.stderr)
+            return 1
+        return 0
+
+    def _hydra(self, config_name: str, words: list[str], task: Callable[[DictConfig], Any]) -> None:
+        import hydra
+
+        from i2i_lightning import config
+
+        config.register()
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us, who print it
+        before = sys.argv
+        sys.argv = [
+            before[0] if before else self.program,
+            *words,
+        ]  # Lightning starts further ranks with these words
+        try:
+            hydra.main(version_base="1.3", config_path=str(folders.conf_dir()), config_name=config_name)(
+                task
+            )()
+        finally:
+            sys.argv = before
+
+
+class _Run:
+    """One pass through Hydra: arguments, composition, checks, the task itself."""
+
+    def __init__(self, app: App, words: list[str]) -> None:
+        self.app = app
+        self.words = words
+        self.overrides: list[str] = []
+        self.conf = folders.conf_dir()
+        self.resumes: Path | None = None
+        self.slip: Exception | None = None
+        self.sweeps = False
+        self.announcement = ""
+
+    def go(self) -> None:
+        from i2i_lightning.cli import arguments
+
+        groups = folders.group_names(self.conf)
+        parsed = arguments.parse(self.words, groups)
+        self.sweeps = parsed.multirun
+        config_name = self.app.config_name
+        if parsed.value("resume") is not None:
+            config_name, parsed = self._resume(parsed, groups)
+        elif self.app.default_experiment and not self._says_what_to_run(parsed):
+            experiment = f"experiment={self.app.default_experiment}"
+            parsed.overrides.insert(0, experiment)
+            self.announcement = f"Nothing chosen: running {experiment}. See {self.app.program} --help"
+        self.overrides = parsed.overrides
+        self.app._hydra(config_name, parsed.hydra_argv(), self._job)
+        if self.slip is not None:
+            raise self.slip
+
+    def _says_what_to_run(self, parsed: Arguments) -> bool:
+        from i2i_lightning.cli import arguments
+
+        return any(arguments.split_override(word)[0] in self.app.starts for word in parsed.overrides)
+
+    def _resume(self, parsed: Arguments, groups: list[str]) -> tuple[str, Arguments]:
+        """Turn the config of an earlier run into the root config, and its folder into this run's."""
+        from hydra.core.config_store import ConfigStore
+        from omegaconf import OmegaConf
+
+        from i2i_lightning.cli import arguments, record
+        from i2i_lightning.types import UserError
+
+        if parsed.multirun:
+            raise UserError("resume: continues one run; leave out --multirun")
+        if chosen := arguments.chosen_groups(parsed.overrides, groups):
+            raise UserError(
+                f"{chosen[0]}: a resumed run keeps the groups it was started with; leave this out."
+                "\nSingle values may change: resume=... trainer.max_epochs=20"
+            )
+        folder, _ = record.find_run(parsed.value("resume") or "")
+        saved, earlier = record.saved_config(folder)
+        self.resumes = folder
+        root = OmegaConf.merge({"defaults": ["run_config", "_self_"]}, saved)
+        ConfigStore.instance().store(name="resumed_run", node=root)
+        if earlier:
+            self.announcement = f"Continuing with {' '.join(earlier)}, as the run was last continued"
+        output = [f"hydra.run.dir={arguments.quote(str(folder))}", "hydra.output_subdir=null"]
+        quiet = ["hydra/job_logging=none", "hydra.job.name=" + self.app.config_name]
+        return "resumed_run", arguments.Arguments(
+            [*earlier, *parsed.overrides, *output, *quiet], parsed.flags
+        )
+
+    def _job(self, config: DictConfig) -> None:
+        """Check and run one composed config; Hydra calls this, once per job of a sweep."""
+        from hydra.core.hydra_config import HydraConfig
+
+        from i2i_lightning.cli import check, record
+
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            check.check_config(config)
+            quiet_others()
+            if self.announcement and is_first_process():
+                print(self.announcement, flush=True)
+            self.announcement = ""
+            self.app.task(config, folder)
+        except Exception as error:
+            if self.resumes is None and is_first_process():
+                record.discard_if_empty(folder)
+            if self.sweeps:
+                raise  # sweepers count failures
+            self.slip = error  # raised again outside, past Hydra's own words on it
+
+
+def is_first_process() -> bool:
+    """Return whether this process is the one that talks and writes: rank 0, or the only one."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("SLURM_PROCID", "0") == "0"
+
+
+def quiet_others() -> None:
+    """Hide what Lightning says that no user of ours can act on; real warnings stay visible."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in HARMLESS_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)

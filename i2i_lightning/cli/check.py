@@ -1,0 +1,281 @@
+"""Check a composed config against the constructors it names, before anything is built.
+
+Hydra checks what a schema declares; this walk checks the rest: a node with a ``_target_`` has only keys that
+the target's signature knows, all that it requires, and values of the annotated types.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from i2i_lightning.cli.words import did_you_mean, no_such_key
+from i2i_lightning.config import RunConfig
+from i2i_lightning.types import UserError
+
+TARGET_PREFIXES = ("i2i_lightning.", "torch.", "torchvision.", "lightning.")
+"""Where a ``_target_`` may point: a config file cannot call anything else."""
+
+HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+
+GIVEN_BY_COMMAND = {"trainer": {"callbacks", "logger", "default_root_dir"}}
+"""Arguments that the command itself passes, and that no config may hold."""
+
+MAPPINGS = ("callbacks", "logger")
+"""Groups that map names to nodes, rather than being one node."""
+
+
+def check_config(config: DictConfig) -> None:
+    """Check the whole ``config``.
+
+    Raises:
+        UserError: On the first unknown key, missing value, wrong type or forbidden target, naming its key.
+    """
+    _check_root(config)
+    nodes = list(_nodes_with_target(config, ""))
+    for path, node in nodes:
+        _check_keys(path, node)
+    for path in sorted(OmegaConf.missing_keys(config)):
+        raise UserError(_missing(path, config))
+    for path, node in nodes:
+        _check_values(path, node)
+
+
+def _check_root(config: DictConfig) -> None:
+    hints = typing.get_type_hints(RunConfig)
+    for key in config:
+        if key not in hints:
+            raise UserError(no_such_key("", str(key), hints))
+        if hints[str(key)] is not Any and not OmegaConf.is_missing(config, key):
+            _check_type(str(key), config[key], hints[str(key)])
+    for group in MAPPINGS:
+        for name, node in (config.get(group) or {}).items():
+            if isinstance(node, DictConfig) and node and "_target_" not in node:
+                others = [str(other) for other in config[group] if other != name]
+                raise UserError(no_such_key(group, str(name), others))
+
+
+def _nodes_with_target(node: Any, path: str) -> Iterable[tuple[str, DictConfig]]:
+    """Yield every node with a ``_target_`` and its dotted path. References to other nodes are left out."""
+    if isinstance(node, DictConfig) and not node._is_none():
+        if node.get("_target_") is not None:
+            yield path, node
+        keys: Iterable[Any] = list(node)
+    elif isinstance(node, ListConfig) and not node._is_none():
+        keys = range(len(node))
+    else:
+        return
+    for key in keys:
+        if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
+            child = node._get_node(key)
+            yield from _nodes_with_target(child, f"{path}.{key}" if path else str(key))
+
+
+def _check_keys(path: str, node: DictConfig) -> None:
+    target = load_target(path, str(node["_target_"]))
+    parameters = _parameters(target)
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    given = GIVEN_BY_COMMAND.get(path, set())
+    named = [
+        n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL, p.POSITIONAL_ONLY)
+    ]
+    for key in node:
+        if key in given:
+            raise UserError(f"{path}.{key}: the command sets this itself; leave it out")
+        if key not in HYDRA_KEYS and key not in named and not takes_any:
+            raise UserError(no_such_key(path, str(key), (name for name in named if name not in given)))
+    if node.get("_partial_"):
+        return  # the rest is passed by whoever calls the partial
+    for name in named:
+        if parameters[name].default is inspect.Parameter.empty and name not in node and name not in given:
+            raise UserError(
+                f"{path}.{name}: {target.__name__} needs this option; give it a value: {path}.{name}=..."
+            )
+
+
+def _check_values(path: str, node: DictConfig) -> None:
+    target = load_target(path, str(node["_target_"]))
+    hints = _type_hints(target)
+    for key in node:
+        if key in hints and key not in HYDRA_KEYS:
+            where = f"{path}.{key}"
+            try:
+                value = node[key]
+            except OmegaConfBaseException as error:
+                raise UserError(f"{where}: {_reason(error)}") from error
+            _check_type(where, value, hints[str(key)])
+
+
+def load_target(path: str, name: str) -> Callable[..., Any]:
+    """Import the class or function ``name`` that the node at ``path`` names.
+
+    Raises:
+        UserError: If it does not exist, or lies outside of what a config may call.
+    """
+    key = f"{path}._target_={name}"
+    if not name.startswith(TARGET_PREFIXES):
+        allowed = ", ".join(prefix + "*" for prefix in TARGET_PREFIXES)
+        raise UserError(f"{key}: a config may only name {allowed}")
+    module_name, _, attribute = name.rpartition(".")
+    try:
+        target = getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{key}: no module named {error.name}") from error
+    except AttributeError as error:
+        names = [n for n in dir(importlib.import_module(module_name)) if not n.startswith("_")]
+        raise UserError(
+            f"{key}: {module_name} has no {attribute}.{did_you_mean(attribute, names)}"
+        ) from error
+    if not callable(target):
+        raise UserError(f"{key}: this is not a class or function")
+    return typing.cast("Callable[..., Any]", target)
+
+
+def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(target).parameters
+    except ValueError:  # compiled code without a signature
+        return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
+
+
+def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotations of the target's arguments, as far as they can be resolved."""
+    function = target.__init__ if inspect.isclass(target) else target
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError):  # an annotation that exists for type checkers only
+        return {}
+    hints.pop("return", None)
+    return hints
+
+
+# Types.
+
+
+def _check_type(path: str, value: Any, hint: Any) -> None:
+    if not fits(value, hint):
+        shown = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        raise UserError(f"{path}={shown!r}: give {describe(hint)}".replace("=None:", "=null:"))
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Return whether the config value ``value`` may become an argument annotated as ``hint``.
+
+    Only what a YAML file can hold is judged: numbers, text, booleans, lists and mappings. A node with a
+    ``_target_`` becomes an object that is not there yet, and passes wherever an object is expected.
+    """
+    if hint is Any:
+        return True
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, argument) for argument in arguments)
+    if origin is Literal:
+        return any(value == argument and type(value) is type(argument) for argument in arguments)
+    if origin is typing.Annotated:
+        return fits(value, arguments[0])
+    if hint in (None, type(None)):
+        return value is None
+    if value is None:
+        return not _is_plain(hint) and not inspect.isclass(origin or hint)
+    if isinstance(value, (DictConfig, dict)):
+        if "_target_" in value:
+            return hint not in (bool, int, float, str)
+        return not _is_plain(hint) and (origin or hint) not in (list, tuple, set, Sequence)
+    if isinstance(value, (ListConfig, list)):
+        return _list_fits(list(value), origin or hint, arguments)
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint in (str, Path):
+        return isinstance(value, str)
+    if (origin or hint) is typing.get_origin(typing.Iterable[int]) or origin is Sequence:
+        return False  # text is no list, though Python would iterate over its letters
+    if inspect.isclass(origin or hint) and isinstance(value, (bool, int, float, str)):
+        return isinstance(value, origin or hint)
+    return True
+
+
+def _list_fits(items: list[Any], container: Any, arguments: tuple[Any, ...]) -> bool:
+    if not inspect.isclass(container):
+        return not _is_plain(container)
+    if container is tuple and arguments and arguments[-1] is not Ellipsis:
+        return len(items) == len(arguments) and all(map(fits, items, arguments))
+    if not issubclass(list, container) and container not in (tuple, set):
+        return False
+    element = arguments[0] if arguments else Any
+    return all(fits(item, element) for item in items)
+
+
+def _is_plain(hint: Any) -> bool:
+    return hint in (bool, int, float, str, Path) or typing.get_origin(hint) is Literal
+
+
+def describe(hint: Any) -> str:
+    """Return ``hint`` in words: ``true or false``, ``a whole number``, ``train or eval`` ..."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        some = [argument for argument in arguments if argument is not type(None)]
+        plain = [
+            argument for argument in some if _is_plain(argument) or typing.get_origin(argument) is not None
+        ]
+        parts = [describe(argument) for argument in plain or some]
+        if type(None) in arguments:
+            parts.append("null")
+        return " or ".join(dict.fromkeys(parts))
+    if origin is Literal:
+        return " or ".join(str(argument) for argument in arguments)
+    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
+        return f"a list of {len(arguments)}, each {describe(arguments[0])}"
+    if origin in (tuple, set) or (inspect.isclass(origin) and issubclass(list, origin)):
+        return f"a list, each item {describe(arguments[0])}" if arguments else "a list"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+    if hint in words:
+        return words[hint]
+    return f"a node whose _target_ makes a {getattr(hint, '__name__', hint)}"
+
+
+# Words.
+
+
+def _missing(path: str, config: DictConfig) -> str:
+    """Word the message for a mandatory value that nobody gave, with the constructor's own words on it."""
+    parent, _, key = path.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else None
+    says = ""
+    if isinstance(node, DictConfig) and "_target_" in node:
+        says = argument_doc(load_target(parent, str(node["_target_"])), key)
+    return f"{path}: missing; give it a value: {path}=..." + (f"\n{key}: {says}" if says else "")
+
+
+def argument_doc(target: Callable[..., Any], name: str) -> str:
+    """Return what the Google-style docstring of ``target`` says about its argument ``name``, on one line."""
+    text: list[str] = []
+    depth = 0
+    for line in (inspect.getdoc(target) or "").splitlines():
+        indent, stripped = len(line) - len(line.lstrip()), line.strip()
+        if not text and stripped.startswith((f"{name}:", f"{name} (")):
+            text, depth = [stripped.partition(":")[2].strip()], indent
+        elif text and stripped and indent > depth:
+            text.append(stripped)
+        elif text:
+            break
+    return " ".join(text)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of what went wrong, without OmegaConf's bookkeeping lines."""
+    cause = error.__cause__
+    if isinstance(cause, Exception) and not isinstance(cause, OmegaConfBaseException):
+        return str(cause).strip().splitlines()[0]
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,188 @@
+"""The ``--help`` page, read from the config files themselves without importing Hydra, torch or Lightning."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from i2i_lightning.cli.folders import conf_dir, group_names, group_options
+from i2i_lightning.cli.words import did_you_mean
+
+WIDTH = 100
+
+GROUPS = {
+    "experiment": "complete settings",
+    "method": "what is trained; brings its own networks, loss and optimiser",
+    "data": "where images come from",
+    "generator": "network that translates",
+    "discriminator": "network that judges",
+    "loss": "objective and the weights of its terms",
+    "optimizer": "one per player",
+    "scheduler": "how the learning rate falls",
+    "trainer": "hardware and length",
+    "precision": "number format",
+    "callbacks": "pictures, checkpoints, guards",
+    "logger": "where curves go, beside a CSV file",
+}
+"""The groups in reading order; a folder that is not listed here comes at the end."""
+
+KEYS = {
+    "train": {
+        "trainer.max_epochs": "passes over the data",
+        "data.root": "folder of the images",
+        "data.direction": "a_to_b or b_to_a: which side of a pair is the input",
+        "data.crop_px": "training size in pixels, or [height,width]",
+        "data.batch_size": "images per step",
+        "loss.lambda_l1": "weight of the L1 term; 0 leaves it out",
+        "optimizer.lr": "learning rate",
+        "seed": "weights, order and augmentation",
+        "name": "folder under outputs/",
+        "resume": "continue a run: its folder, or a checkpoint in it",
+        "warm_start": "begin from the weights of a checkpoint",
+        "debug": "true shows the traceback of an error (as I2I_DEBUG=1 does)",
+    },
+}
+
+EXAMPLES = {
+    "train": [
+        ("the toy job: two cores, a few minutes, no download", ""),
+        ("your pairs, left half a, right half b", "data=paired data.root=~/facades data.direction=b_to_a"),
+        ("the paper's facades", "experiment=pix2pix_facades data.root=~/facades trainer=gpu precision=bf16"),
+        (
+            "go on where a run stopped, for longer",
+            "resume=outputs/pix2pix/2025-01-31_12-00-00 trainer.max_epochs=40",
+        ),
+        ("a sweep of the L1 weight", "--multirun loss.lambda_l1=10,100,1000"),
+    ],
+}
+
+PURPOSE = {"train": "Train an image-to-image GAN and leave checkpoints, curves and a gallery in outputs/."}
+
+
+def show(program: str, config_name: str, default_experiment: str | None, words: Sequence[str]) -> int:
+    """Print the help page, or that of the options in ``words`` (``method=pix2pix``); return the status."""
+    conf = conf_dir()
+    topics = [word for word in words if word not in ("--help", "-h")]
+    if not topics:
+        print(page(program, config_name, default_experiment, conf))
+        return 0
+    for topic in topics:
+        try:
+            print(topic_page(topic, conf))
+        except LookupError as error:
+            print(f"{program} --help: {error.args[0]}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def page(program: str, config_name: str, default_experiment: str | None, conf: Path) -> str:
+    """Return the whole page."""
+    defaults = default_choices(conf / f"{config_name}.yaml")
+    lines = [PURPOSE.get(config_name, ""), "", f"usage: {program} [group=option ...] [key=value ...] [flags]"]
+    if default_experiment:
+        lines += ["", f"Without an experiment, method or data it runs experiment={default_experiment}."]
+    lines += ["", "Groups, and what is taken (*) where nothing is said:"]
+    for group in ordered_groups(conf):
+        names = ", ".join(f"{n}*" if n == defaults.get(group) else n for n in group_options(conf, group))
+        lines += _entry(f"{group}=", f"{GROUPS[group]}: {names}" if group in GROUPS else names)
+    lines += ["", "Keys used most, with their defaults (an experiment may set its own):"]
+    for key, meaning in KEYS.get(config_name, {}).items():
+        lines += _entry(f"{key}={default_value(conf, config_name, defaults, key)}", meaning, column=30)
+    lines += ["", "Experiments:"]
+    for name in group_options(conf, "experiment"):
+        lines += _entry(name, headline(conf, "experiment", name), column=30)
+    lines += ["", "Examples:"]
+    for meaning, arguments in EXAMPLES.get(config_name, []):
+        lines += [f"  # {meaning}", f"  {program} {arguments}".rstrip()]
+    lines += [
+        "",
+        "More:",
+        f"  {program} --help method=pix2pix       the keys of one option, with comments",
+        f"  {program} --cfg job                   the whole config; --info defaults-tree: its sources",
+        f"  {program} --multirun key=1,2          one run per value",
+        f'  eval "$({program} -sc install=bash)"  completion for this shell (also zsh, fish)',
+        f"  {program} --hydra-help, --version",
+    ]
+    return "\n".join(lines)
+
+
+def topic_page(topic: str, conf: Path) -> str:
+    """Return the page on ``group=option``: its file, comments included; or on ``group``: its options.
+
+    Raises:
+        LookupError: If there is no such group or option; the first argument is the message.
+    """
+    group, _, option = topic.partition("=")
+    groups = ordered_groups(conf)
+    if group not in groups:
+        raise LookupError(
+            f"{group}: no such group.{did_you_mean(group, groups)}\nThere is: {', '.join(groups)}"
+        )
+    names = group_options(conf, group)
+    if not option:
+        lines = [f"{group}: {GROUPS[group]}" if group in GROUPS else group]
+        for name in names:
+            lines += _entry(f"{group}={name}", headline(conf, group, name), column=30)
+        return "\n".join(lines)
+    if option not in names:
+        raise LookupError(
+            f"{topic}: no such option.{did_you_mean(option, names)}\n{group}: {', '.join(names)}"
+        )
+    text = (conf / group / f"{option}.yaml").read_text(encoding="utf-8").strip()
+    return f"conf/{group}/{option}.yaml\n\n{text}\n"
+
+
+def ordered_groups(conf: Path) -> list[str]:
+    """Return the groups under ``conf`` in reading order."""
+    found = group_names(conf)
+    return [group for group in GROUPS if group in found] + [group for group in found if group not in GROUPS]
+
+
+def default_choices(root: Path) -> dict[str, str]:
+    """Return the option of each group that the root config chooses, as its text says."""
+    choices: dict[str, str] = {}
+    for entry in yaml.safe_load(root.read_text(encoding="utf-8")).get("defaults", []):
+        if isinstance(entry, dict):
+            choices |= {str(key): str(value) for key, value in entry.items() if value is not None}
+    return choices
+
+
+def default_value(conf: Path, config_name: str, defaults: dict[str, str], key: str) -> str:
+    """Return the value that ``key`` has in the files of the default options; an empty text if it has none."""
+    group, _, rest = key.partition(".")
+    files = [(conf / f"{config_name}.yaml", key)]
+    if rest and group in defaults:
+        files.append((conf / group / f"{defaults[group]}.yaml", rest))
+        inherited = conf / group / "default.yaml"
+        files.append((inherited, rest))
+    for file, path in files:
+        node: Any = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+        for part in path.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        if node is not None:
+            return (
+                {True: "true", False: "false"}.get(node, str(node)) if isinstance(node, bool) else str(node)
+            )
+    return ""
+
+
+def headline(conf: Path, group: str, option: str) -> str:
+    """Return the first comment line of an option's file that is not a directive."""
+    for line in (conf / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and not line.startswith("# @package"):
+            return line.lstrip("# ").strip()
+    return ""
+
+
+def _entry(head: str, body: str, column: int = 18) -> list[str]:
+    """Lay out ``head`` and ``body`` in two columns, the second one wrapped."""
+    width = WIDTH - column
+    lines = textwrap.wrap(body, width, break_on_hyphens=False) or [""]
+    start = f"  {head}".ljust(column)
+    first = [start + lines.pop(0)] if len(start) <= column else [start.rstrip()]
+    return first + [" " * column + line for line in lines]

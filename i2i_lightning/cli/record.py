@@ -1,0 +1,151 @@
+"""What a run writes down about itself, and how a later run reads it back to continue.
+
+A run folder holds ``config.yaml`` (resolved), ``environment.json`` (commit, versions, platform, command and
+seed), ``.hydra/`` (the config with its interpolations, as Hydra saves it) and, once continued,
+``resumes.jsonl`` with one line per continuation.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from i2i_lightning import __version__
+from i2i_lightning.types import UserError
+
+PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "numpy", "pillow")
+RECORDS = {".hydra", "config.yaml", "environment.json"}
+LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
+
+
+def environment(seed: int | None) -> dict[str, Any]:
+    """Return the circumstances of this run as plain values."""
+    versions = {"i2i_lightning": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "seed": seed,
+        "git": git_state(),
+        "versions": versions,
+        "platform": platform.platform(),
+        "machine": platform.node(),
+    }
+
+
+def git_state(folder: Path | None = None) -> dict[str, Any] | None:
+    """Return commit and dirty flag of the checkout that the package runs from; None if there is none."""
+    checkout = folder or Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
+        return None
+    try:
+        commit = _git(checkout, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git(checkout, "status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):  # no git here, or no commit yet
+        return None
+
+
+def _git(checkout: Path, *words: str) -> str:
+    command = ["git", "-C", str(checkout), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def start(folder: Path, config: DictConfig) -> None:
+    """Write the records of a new run into its ``folder``.
+
+    Raises:
+        UserError: If another run has begun in this folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with (folder / "config.yaml").open("x", encoding="utf-8") as file:
+            file.write(OmegaConf.to_yaml(config, resolve=True))
+    except FileExistsError as error:
+        raise UserError(
+            f"{folder} holds a run already; continue it with resume={shlex.quote(str(folder))}"
+        ) from error
+    text = json.dumps(environment(config.seed), indent=2, ensure_ascii=False)
+    (folder / "environment.json").write_text(text + "\n", encoding="utf-8")
+
+
+def continued(folder: Path, overrides: list[str], config: DictConfig) -> None:
+    """Add a line about this continuation to the records of the run in ``folder``."""
+    latest = {word.partition("=")[0].lstrip("+"): word for word in overrides}
+    line = environment(config.seed) | {"overrides": list(latest.values())}
+    with (folder / "resumes.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def discard_if_empty(folder: Path) -> None:
+    """Remove the ``folder`` of a run that died before it made anything, and parents left empty by that."""
+    if not folder.is_dir() or any(entry.name not in RECORDS for entry in folder.iterdir()):
+        return
+    shutil.rmtree(folder)
+    for parent in list(folder.parents)[:2]:  # outputs/<name>, at most outputs/<name>/multirun
+        if parent.name == "outputs" or any(parent.iterdir()):
+            break
+        parent.rmdir()
+
+
+# How a run is continued.
+
+
+def find_run(resume: str) -> tuple[Path, Path]:
+    """Return run folder and checkpoint that ``resume`` names: a run folder, or a checkpoint inside of one.
+
+    Raises:
+        UserError: If there is no such run, or it has no checkpoint yet.
+    """
+    path = Path(resume).resolve()
+    if not path.exists():
+        raise UserError(f"resume={resume}: no such folder or checkpoint")
+    inside = path if path.is_dir() else path.parent
+    folder = next((f for f in (inside, *inside.parents) if (f / ".hydra" / "config.yaml").is_file()), None)
+    if folder is None or (path.is_dir() and folder != path):
+        raise UserError(
+            f"resume={resume}: not a run folder, it has no .hydra/config.yaml{_runs_inside(path)}"
+        )
+    checkpoint = folder / LAST_CHECKPOINT if path.is_dir() else path
+    if not checkpoint.is_file():
+        raise UserError(
+            f"resume={resume}: no {LAST_CHECKPOINT} in it; this run stopped before its first checkpoint"
+        )
+    return folder, checkpoint
+
+
+def _runs_inside(folder: Path) -> str:
+    runs = (
+        sorted(file.parent.parent for file in folder.glob("*/.hydra/config.yaml")) if folder.is_dir() else []
+    )
+    return f". Its newest run is {runs[-1]}" if runs else ""
+
+
+def saved_config(folder: Path) -> tuple[DictConfig, list[str]]:
+    """Return the config of the run in ``folder``, and the overrides of its last continuation.
+
+    The config still has its interpolations: ``trainer.max_epochs=20`` must reach the schedule that refers to it.
+    """
+    config = cast(DictConfig, OmegaConf.load(folder / ".hydra" / "config.yaml"))
+    log = folder / "resumes.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    return config, json.loads(lines[-1])["overrides"] if lines else []
+
+
+def shown(path: Path) -> str:
+    """Return ``path`` as a person in the working folder would write it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

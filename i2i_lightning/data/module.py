@@ -1,0 +1,248 @@
+"""What every data module shares: loaders over ``(epoch, index)`` keys, exact resume, the step to floats."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from i2i_lightning.data.sampler import AnyKey, EpochSampler, Key
+from i2i_lightning.types import PairedBatch, UserError
+
+Item = dict[str, Any]
+"""One item or batch before it becomes floats: names to arrays or tensors, and ``name`` to text."""
+
+
+class KeyedDataset(Protocol):
+    """A map from a key to an item.
+
+    An item is a dict of arrays without the batch axis plus ``name``, a str. A data set that can fetch a whole
+    batch faster than item by item also has ``__getitems__(keys)``, which returns the collated batch.
+    """
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        ...
+
+    def __getitem__(self, key: AnyKey) -> Item:
+        """Return the item of ``key``, augmented as a pure function of the data seed and the key."""
+        ...
+
+
+def available_cores() -> int:
+    """Return how many CPU cores this process may use, which on a shared machine is fewer than it has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def collate(items: Item | Sequence[Item]) -> Item:
+    """Stack items into a batch; pass on a batch that the data set fetched as a whole.
+
+    Args:
+        items: A list of items with the same names and shapes, or a batch.
+
+    Returns:
+        Names to tensors with the batch axis in front, and ``name`` to a list of str.
+    """
+    if isinstance(items, dict):
+        return items
+    batch: Item = {}
+    for key, first in items[0].items():
+        values = [item[key] for item in items]
+        if isinstance(first, str):
+            batch[key] = values
+        elif isinstance(first, Tensor):
+            batch[key] = torch.stack(values)
+        else:
+            batch[key] = torch.from_numpy(np.stack(values))
+    return batch
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """The base of every data module.
+
+    A subclass sets ``train_set``, ``val_set`` and ``test_set`` in :meth:`setup`, declares ``in_channels``,
+    ``out_channels`` and ``size_px``, and implements :meth:`to_network` and the two ``display_`` methods.
+    Batches travel to the device as the data set made them (8 or 16-bit integers where possible: a quarter of
+    the bytes) and become floats there.
+
+    Args:
+        batch_size: Training pairs per rank and step, at least 1.
+        val_batch_size: Validation and test pairs per rank and step, at least 1.
+        num_workers: Worker processes per loader. None takes 0 when the pixels are in memory already, where a
+            worker would only add a copy between processes, else up to 4.
+        seed: The data seed: order and augmentation are pure functions of it.
+
+    Attributes:
+        in_channels: Channels of the network's input (classes, for a one-hot label map).
+        out_channels: Channels of its target.
+        size_px: (height, width) of a training item, or None where items differ.
+        cache_in_memory: Whether items come from memory; a subclass sets it before the loaders are made.
+        multiprocessing_context: How workers are started ("fork", "spawn", ...); None is Python's default.
+    """
+
+    in_channels: int
+    out_channels: int
+    size_px: tuple[int, int] | None
+
+    def __init__(
+        self, batch_size: int = 1, val_batch_size: int = 1, num_workers: int | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        for key, value, least in (
+            ("batch_size", batch_size, 1),
+            ("val_batch_size", val_batch_size, 1),
+            ("num_workers", 0 if num_workers is None else num_workers, 0),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise UserError(f"data.{key}={value}: must be at least {least}")
+        self.batch_size = batch_size
+        self.val_batch_size = val_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.train_set: KeyedDataset | None = None
+        self.val_set: KeyedDataset | None = None
+        self.test_set: KeyedDataset | None = None
+        self.cache_in_memory = False
+        self.multiprocessing_context: str | None = None
+        self._train_sampler: EpochSampler | None = None
+        self._continue_at: Key | None = None
+
+    # What a subclass provides.
+
+    @abstractmethod
+    def to_network(self, batch: Item) -> PairedBatch:
+        """Turn a loader's batch into what the networks see, on whatever device it lies.
+
+        Args:
+            batch: Integer or float tensors with the batch axis in front, and ``name``.
+
+        Returns:
+            Float images in [-1, 1], float one-hot label maps in {0, 1}; see
+            :class:`~i2i_lightning.types.PairedBatch`.
+        """
+
+    @abstractmethod
+    def display_input(self, real_a: Tensor) -> Tensor:
+        """Return network inputs ``(N, in_channels, H, W)`` as RGB for people, uint8 ``(N, 3, H, W)``."""
+
+    @abstractmethod
+    def display_output(self, b: Tensor, real_a: Tensor) -> Tensor:
+        """Return outputs or targets ``(N, out_channels, H, W)`` as RGB for people, uint8 ``(N, 3, H, W)``.
+
+        Args:
+            b: An output or a target, in network space.
+            real_a: The inputs it belongs to, for targets that only mean something together with them.
+        """
+
+    # What every subclass inherits.
+
+    @property
+    def num_train_images(self) -> int:
+        """The number of training pairs."""
+        return len(self._require(self.train_set, "train"))
+
+    @property
+    def effective_num_workers(self) -> int:
+        """The number of worker processes per loader, the default resolved."""
+        if self.num_workers is not None:
+            return self.num_workers
+        return 0 if self.cache_in_memory else min(4, available_cores())
+
+    def train_dataloader(self) -> DataLoader[Item]:
+        """Return the shuffled, augmented loader; after a resume it starts where the run stopped."""
+        dataset = self._require(self.train_set, "train")
+        self._train_sampler = self._sampler(dataset, shuffle=True)
+        if self._continue_at is not None:
+            self._train_sampler.skip(*self._continue_at)
+        # A short last batch would change the shapes; a data set smaller than one batch has no other.
+        drop_last = len(self._train_sampler) >= self.batch_size
+        return self._loader(dataset, self._train_sampler, self.batch_size, drop_last)
+
+    def val_dataloader(self) -> DataLoader[Item]:
+        """Return the validation loader: in order, without augmentation."""
+        dataset = self._require(self.val_set, "val")
+        return self._loader(dataset, self._sampler(dataset, shuffle=False), self.val_batch_size, False)
+
+    def test_dataloader(self) -> DataLoader[Item]:
+        """Return the test loader: in order, without augmentation."""
+        dataset = self._require(self.test_set, "test")
+        return self._loader(dataset, self._sampler(dataset, shuffle=False), self.val_batch_size, False)
+
+    def preview_batch(self, n: int) -> PairedBatch:
+        """Return the first ``n`` validation items (fewer if there are fewer) as network floats on the CPU."""
+        dataset = self._require(self.val_set, "val")
+        return self.to_network(collate([dataset[0, index] for index in range(min(n, len(dataset)))]))
+
+    def on_after_batch_transfer(self, batch: Item, dataloader_idx: int) -> PairedBatch:
+        """Turn a batch into floats once it is on the device."""
+        network_batch = self.to_network(batch)
+        if self.trainer is None:
+            return network_batch
+        # Lightning casts to the run's precision before the transfer, when these were integers still.
+        return cast(PairedBatch, self.trainer.precision_plugin.convert_input(network_batch))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the data: the epoch, and how many of this rank's items of it were consumed.
+
+        It is read off the trainer's count of finished batches, because a loader with workers runs ahead of
+        the training.
+        """
+        if self._train_sampler is None or self.trainer is None:
+            epoch, items = self._continue_at or (0, 0)
+            return {"epoch": epoch, "items": items}
+        progress = cast(Any, self.trainer.fit_loop.epoch_loop.batch_progress.current)
+        batches = int(progress.processed)
+        if batches >= self.trainer.num_training_batches:
+            return {"epoch": self._train_sampler.epoch + 1, "items": 0}
+        return {"epoch": self._train_sampler.epoch, "items": batches * self.batch_size}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next training loader continue at a position that :meth:`state_dict` returned."""
+        self._continue_at = int(state_dict["epoch"]), int(state_dict["items"])
+        if self._train_sampler is not None:
+            self._train_sampler.skip(*self._continue_at)
+
+    def teardown(self, stage: str) -> None:
+        """Forget the position of a fit that is over, so that another one starts afresh."""
+        if stage == "fit":
+            self._continue_at = None
+
+    def _require(self, dataset: KeyedDataset | None, split: str) -> KeyedDataset:
+        if dataset is None:
+            raise UserError(f"the {split} split of {type(self).__name__} is not there: call setup() first")
+        return dataset
+
+    def _sampler(self, dataset: KeyedDataset, shuffle: bool) -> EpochSampler:
+        world_size = self.trainer.world_size if self.trainer is not None else 1
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        return EpochSampler(len(dataset), shuffle, self.seed, world_size, rank)
+
+    def _loader(
+        self, dataset: KeyedDataset, sampler: EpochSampler, batch_size: int, drop_last: bool
+    ) -> DataLoader[Item]:
+        workers = self.effective_num_workers
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(
+            cast(Any, dataset),
+            batch_size=batch_size,
+            sampler=cast(Iterable[int], sampler),
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=on_cuda,
+            drop_last=drop_last,
+            persistent_workers=workers > 0,
+            multiprocessing_context=self.multiprocessing_context if workers > 0 else None,
+            # Every iterator draws a seed for its workers; from the global state, that would move the run's
+            # random numbers.
+            generator=torch.Generator().manual_seed(self.seed),
+        )

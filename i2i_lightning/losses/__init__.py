@@ -1,0 +1,1 @@
+"""Loss terms: functions of tensors, each one equation, unweighted."""
