@@ -1,6 +1,6 @@
 """pix2pix on CMP facades beside its two ablations at equal budget: L1 + cGAN, L1 alone, cGAN alone.
 
-    python -m benchmarks.facades train FACADES OUT --size-px 128 --epochs 100 --base-channels 32 --batch-size 4
+    python -m benchmarks.facades train FACADES OUT --size-px 128 --epochs 100 --base-channels 32 --discriminator-channels 16 --batch-size 4
     python -m benchmarks.facades collect FACADES OUT
 
 ``train`` runs the three through ``i2i-train experiment=pix2pix_facades``, one after the other, and then collects; a run
@@ -44,7 +44,7 @@ def train(data: Path, out: Path, name: str, options: argparse.Namespace) -> None
             f"data.batch_size={options.batch_size}",
             "generator=unet",
             f"generator.base_channels={options.base_channels}",
-            f"discriminator.base_channels={options.base_channels}",
+            f"discriminator.base_channels={options.discriminator_channels or options.base_channels}",
             f"trainer.max_epochs={options.epochs}",
             f"trainer.check_val_every_n_epoch={max(1, options.epochs // 20)}",
             f"callbacks.checkpoints.every_n_epochs={max(1, options.epochs // 20)}",
@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--size-px", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--base-channels", type=int, default=64)
+    parser.add_argument("--discriminator-channels", type=int, help="default: as the generator")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument(
         "--only", choices=list(ABLATIONS), action="append", help="train just this one; repeatable"
