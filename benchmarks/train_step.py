@@ -1,21 +1,25 @@
 """Time one pix2pix step: ours, as ``i2i-train`` runs it, against the authors' loop in plain PyTorch.
 
-    python -m benchmarks.train_step                        256 px, batch 1 and 4, on the CPU or the GPU there
-    is python -m benchmarks.train_step --size-px 128 --batch 1 --repeats 10 --json step.json
+Usage, the first one at 256 px with 1 and 4 images per step, on the GPU if there is one::
 
-Three contenders, each in a process of its own, take turns at single steps (blocks of steps on a GPU), so that
-whatever else the machine does falls on all of them alike:
+    python -m benchmarks.train_step
+    python -m benchmarks.train_step --size-px 128 --batch 1 --repeats 10 --json step.json
 
-* ``plain``: ``benchmarks/reference_pix2pix.py``: the published networks and order of updates, default Adam;
+Three contenders, each in a process of its own, take turns at single steps (at blocks of steps on a GPU), so
+that whatever else the machine does falls on all of them alike:
+
+* ``plain``: ``benchmarks/reference_pix2pix.py``, the published networks and order of updates, default Adam;
 * ``bare``: the same written-out step on our networks and our configured optimiser, without Lightning;
-* ``ours``: ``Pix2Pix`` in a Lightning ``Trainer``, both composed from our config with its logger and
-  callbacks, from fetching a batch to the end of the last callback. Callbacks that act at an epoch's end alone
-  are left out.
+* ``ours``: ``Pix2Pix`` in a Lightning ``Trainer``, both composed from our config with its logger and its
+  callbacks, from fetching a batch to the end of the last callback. Those that act at an epoch's end alone are
+  left out.
 
-First they train from the same weights on the same images without dropout, and their losses are compared step
-by step; then dropout is switched on, as in the published setting, and they are timed. ``ours - bare`` is what
-Lightning and logging add. The floor is the work of a step, in FLOP and in bytes of weights and optimiser
-state, over what this machine's matrix product and vector addition reach in the same run.
+First they train from the same weights on the same images without dropout, and their losses are compared
+step by step, in float64 and in float32. (Two correct float32 runs part by a factor of about ten at each
+step: Adam's first updates depend on little but the gradients' signs.) Then dropout is switched on, as
+published, and they are timed. ``ours - bare`` is what Lightning and logging add. The floor is the work of a
+step, in FLOP and in bytes of weights and optimiser state, over what this machine's matrix product and
+vector addition reach in the same run.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.reference_pix2pix import PlainPix2Pix, copy_weights, patchgan, unet
@@ -46,11 +50,13 @@ from benchmarks.reference_pix2pix import PlainPix2Pix, copy_weights, patchgan, u
 Contender = Literal["plain", "bare", "ours"]
 CONTENDERS: tuple[Contender, ...] = ("plain", "bare", "ours")
 TERMS = ("discriminator/gan", "generator/gan", "generator/l1")
+CHECKED_IN = ("fp64", "fp32")
 LEFT_OUT = (
     "checkpoints",
     "previews",
     "gallery",
 )  # callbacks that act at an epoch's end, which never comes here
+LIGHTNING_PRECISION = {"fp64": "64-true", "fp32": "32-true", "tf32": "32-true", "bf16": "bf16-mixed"}
 BYTES_PER_PARAMETER = 40
 """Least traffic of a trained float32 weight: read forward and backward, gradient written; Adam reads weight,
 gradient and two moments and writes weight and moments: 4 * (2 + 1 + 4 + 3)."""
@@ -64,8 +70,8 @@ class Setting:
         size_px: Side of the images.
         batch: Images per step.
         device: ``cpu`` or ``cuda``.
-        precision: ``fp32``; ``tf32``: tensor cores for float32 products, for all contenders; ``bf16``:
-            autocast for bare and ours, while the plain loop, which knows none, runs in tf32.
+        precision: ``fp64``; ``fp32``; ``tf32``: tensor cores for float32 products, for all contenders;
+            ``bf16``: autocast for bare and ours, while the plain loop, which knows none, runs in tf32.
         channels_last: Whether our networks keep their weights in NHWC.
         compile: Whether our networks are compiled.
         dropout: Whether dropout is on.
@@ -93,6 +99,11 @@ class Setting:
     block: int = 1
     repeats: int = 15
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights and images."""
+        return torch.float64 if self.precision == "fp64" else torch.float32
+
 
 class Turns:
     """One contender's end of the pipe: it trains when told to and reports how long that took."""
@@ -101,19 +112,23 @@ class Turns:
         self.connection = connection
         self.device = device
         self.left = warmup
-        self.began = time.perf_counter()
+        self.began = self.clocks()
+
+    def clocks(self) -> tuple[float, float]:
+        """Return the wall's and the processor's seconds, once the device has finished."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter(), time.process_time()
 
     def done(self) -> bool:
-        """Count a step; at the end of a turn report its seconds and wait for the next. False: stop
-        training."""
+        """Count a step; at the end of a turn report its seconds and wait. False: stop training."""
         self.left -= 1
         if self.left > 0:
             return True
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        self.connection.send(time.perf_counter() - self.began)
+        now = self.clocks()
+        self.connection.send((now[0] - self.began[0], now[1] - self.began[1]))
         self.left = self.connection.recv()
-        self.began = time.perf_counter()
+        self.began = self.clocks()
         return self.left > 0
 
 
@@ -125,8 +140,8 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
         shape = (setting.batch, 3, setting.size_px, setting.size_px)
         self.batches = [
             {
-                "real_a": (torch.rand(shape, generator=random) * 2 - 1).to(setting.device),
-                "real_b": (torch.rand(shape, generator=random) * 2 - 1).to(setting.device),
+                "real_a": (torch.rand(shape, generator=random) * 2 - 1).to(setting.device, setting.dtype),
+                "real_b": (torch.rand(shape, generator=random) * 2 - 1).to(setting.device, setting.dtype),
                 "name": [str(i) for i in range(setting.batch)],
             }
             for _ in range(4)
@@ -159,7 +174,7 @@ def compose(setting: Setting, folder: str) -> Any:
         f"generator.dropout={'reference' if setting.dropout else 'none'}",
         f"generator.base_channels={setting.base_channels}",
         f"discriminator.base_channels={setting.base_channels}",
-        f"precision={'bf16' if setting.precision == 'bf16' else 'fp32'}",
+        f"trainer.precision={LIGHTNING_PRECISION[setting.precision]}",
         "trainer.max_epochs=2",
         f"trainer.accelerator={'gpu' if setting.device == 'cuda' else 'cpu'}",
         *setting.overrides,
@@ -173,7 +188,7 @@ def build_ours(config: Any, setting: Setting) -> Any:
     from hydra.utils import instantiate
 
     torch.manual_seed(0)
-    method = instantiate(config.method, _convert_="all").to(setting.device)
+    method = instantiate(config.method, _convert_="all").to(setting.device, setting.dtype)
     for network in (method.generator, method.discriminator):
         if setting.channels_last:
             network.to(memory_format=torch.channels_last)
@@ -189,7 +204,9 @@ def build_plain(config: Any, setting: Setting) -> PlainPix2Pix:
     discriminator = patchgan(6, setting.base_channels)
     copy_weights(method.generator, generator)
     copy_weights(method.discriminator, discriminator)
-    return PlainPix2Pix(generator.to(setting.device), discriminator.to(setting.device))
+    for network in (generator, discriminator):
+        network.to(setting.device, setting.dtype)
+    return PlainPix2Pix(generator, discriminator)
 
 
 def build_bare(config: Any, setting: Setting) -> PlainPix2Pix:
@@ -199,7 +216,7 @@ def build_bare(config: Any, setting: Setting) -> PlainPix2Pix:
     method = build_ours(config, setting)
     optimizer = instantiate(config.optimizer, _convert_="all")
     optimizers = (optimizer(method.generator.parameters()), optimizer(method.discriminator.parameters()))
-    return PlainPix2Pix(method.generator, method.discriminator, optimizers)
+    return PlainPix2Pix(method.generator, method.discriminator, optimizers, drops_gradients_early=True)
 
 
 def train_plain(
@@ -272,16 +289,16 @@ def work(contender: Contender, setting: Setting, connection: Connection) -> None
     torch.backends.cudnn.allow_tf32 = tensor_cores
     torch.backends.cudnn.benchmark = True
 
-    losses: list[list[float]] = []
-
-    def keep(terms: Mapping[str, Tensor]) -> bool:
-        losses.append([terms[name].item() for name in TERMS])
-        return len(losses) < setting.check_steps
-
     with tempfile.TemporaryDirectory() as folder:
-        if setting.check_steps:
-            train(contender, replace(setting, dropout=False), folder, keep)
-        connection.send(losses)
+        for precision in CHECKED_IN if setting.check_steps else ():
+            losses: list[list[float]] = []
+
+            def keep(terms: Mapping[str, Tensor], losses: list[list[float]] = losses) -> bool:
+                losses.append([terms[name].item() for name in TERMS])
+                return len(losses) < setting.check_steps
+
+            train(contender, replace(setting, dropout=False, precision=precision), folder, keep)
+            connection.send(losses)
         turns = Turns(connection, setting.device, setting.warmup)
         train(contender, setting, folder, lambda terms: turns.done())
 
@@ -293,13 +310,14 @@ def floor(setting: Setting) -> dict[str, float]:
     traffic of weights, gradients and Adam's moments; the rates are those of a matrix product and of an
     addition of long vectors.
     """
+    on_cpu = replace(setting, device="cpu", channels_last=False, compile=False)
     with tempfile.TemporaryDirectory() as folder:
-        config = compose(replace(setting, device="cpu"), folder)
-        loop = build_plain(config, replace(setting, device="cpu"))
-        with FlopCounterMode(display=False) as counter:
-            loop.step(Batches(replace(setting, device="cpu"))[0])
-    networks: Sequence[nn.Module] = (loop.generator, loop.discriminator)
-    parameters = sum(p.numel() for network in networks for p in network.parameters())
+        loop = build_plain(compose(on_cpu, folder), on_cpu)
+    parameters = sum(p.numel() for net in (loop.generator, loop.discriminator) for p in net.parameters())
+    # The meta device goes through the same operations without doing them.
+    loop = PlainPix2Pix(loop.generator.to("meta"), loop.discriminator.to("meta"))
+    with FlopCounterMode(display=False) as counter:
+        loop.step(Batches(replace(setting, device="meta"))[0])
 
     if setting.threads is not None:
         torch.set_num_threads(setting.threads)
@@ -337,12 +355,9 @@ def fastest(run: Callable[[], object], device: str, tries: int = 7) -> float:
     return min(seconds)
 
 
-def largest_difference(losses: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> float:
-    """Return the largest relative difference of two lists of loss terms."""
-    pairs = [
-        (x, y) for step, other in zip(losses, others, strict=True) for x, y in zip(step, other, strict=True)
-    ]
-    return max((abs(x - y) / abs(y) for x, y in pairs), default=0.0)
+def largest_difference(terms: Sequence[float], others: Sequence[float]) -> float:
+    """Return the largest relative difference between the loss terms of a step and those of another."""
+    return max(abs(x - y) / abs(y) for x, y in zip(terms, others, strict=True))
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -350,7 +365,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     spawn = multiprocessing.get_context("spawn")
     pipes: dict[Contender, Connection] = {}
     processes = []
-    losses: dict[Contender, list[list[float]]] = {}
+    losses: dict[str, dict[Contender, list[list[float]]]] = {}
     for contender in CONTENDERS:
         ours, theirs = spawn.Pipe()
         process = spawn.Process(target=work, args=(contender, setting, theirs), daemon=True)
@@ -359,15 +374,19 @@ def measure(setting: Setting) -> dict[str, Any]:
         pipes[contender] = ours
         processes.append(process)
         # One at a time: losses, then the warm-up, before the next contender starts.
-        losses[contender] = answer(ours, contender)
+        for precision in CHECKED_IN if setting.check_steps else ():
+            losses.setdefault(precision, {})[contender] = answer(ours, contender)
         answer(ours, contender)
 
     seconds: dict[Contender, list[float]] = {contender: [] for contender in CONTENDERS}
+    processor: dict[Contender, list[float]] = {contender: [] for contender in CONTENDERS}
     for turn in range(setting.repeats):
         shift = turn % len(CONTENDERS)
         for contender in CONTENDERS[shift:] + CONTENDERS[:shift]:
             pipes[contender].send(setting.block)
-            seconds[contender].append(answer(pipes[contender], contender) / setting.block)
+            wall, cpu = answer(pipes[contender], contender)
+            seconds[contender].append(wall / setting.block)
+            processor[contender].append(cpu / setting.block)
     for pipe in pipes.values():
         pipe.send(0)
     for process in processes:
@@ -384,6 +403,7 @@ def measure(setting: Setting) -> dict[str, Any]:
                 if len(times) > 1
                 else [],
                 "all": [1e3 * t for t in times],
+                "processor": 1e3 * statistics.median(processor[name]),
             }
             for name, times in seconds.items()
         },
@@ -391,7 +411,10 @@ def measure(setting: Setting) -> dict[str, Any]:
             name: statistics.median(times) / statistics.median(plain) for name, times in seconds.items()
         },
         "loss_difference": {
-            name: largest_difference(losses[name], losses["plain"]) for name in ("bare", "ours")
+            precision: [
+                largest_difference(ours, plain) for ours, plain in zip(of["ours"], of["plain"], strict=True)
+            ]
+            for precision, of in losses.items()
         },
         "losses": losses,
         "floor": floor(setting),
@@ -434,13 +457,14 @@ def report(result: Mapping[str, Any]) -> str:
     title += [*options, *setting["overrides"], f"{setting['repeats']} turns of {setting['block']}"]
     lines = [
         ", ".join(title),
-        f"  {'':8}{'median':>10}{'quartiles':>20}{'least':>10}{'images/s':>10}{'/ plain':>9}",
+        f"  {'':8}{'median':>10}{'quartiles':>20}{'least':>10}{'processor':>11}"
+        f"{'images/s':>10}{'/ plain':>9}",
     ]
     for name in CONTENDERS:
         row = times[name]
         spread = " - ".join(f"{q:.1f}" for q in row["quartiles"])
         lines.append(
-            f"  {name:8}{row['median']:>7.1f} ms{spread:>20}{row['least']:>10.1f}"
+            f"  {name:8}{row['median']:>7.1f} ms{spread:>20}{row['least']:>10.1f}{row['processor']:>11.1f}"
             f"{1e3 * setting['batch'] / row['median']:>10.2f}{result['ratio_to_plain'][name]:>9.3f}"
         )
     step = times["ours"]["median"]
@@ -452,11 +476,10 @@ def report(result: Mapping[str, Any]) -> str:
         f"{base['bytes_per_s'] / 1e9:.1f} GB/s is {base['traffic_ms']:.1f} ms",
         f"  our step takes {step / (base['compute_ms'] + base['traffic_ms']):.2f} times the sum of the two",
     ]
-    if result["losses"]["plain"]:
-        difference = result["loss_difference"]
+    for precision, differences in result["loss_difference"].items():
+        steps = ", ".join(f"{difference:.0e}" for difference in differences)
         lines.append(
-            f"  same losses over {setting['check_steps']} steps without dropout: largest relative difference "
-            f"bare {difference['bare']:.1e}, ours {difference['ours']:.1e}"
+            f"  losses of ours and plain from the same start, {precision}, differ step by step by {steps}"
         )
     return "\n".join(lines)
 

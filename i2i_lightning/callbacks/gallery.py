@@ -1,4 +1,4 @@
-"""The run's page: ``index.html`` with pictures, curves, numbers and config, in one file that needs nothing else."""
+"""The run's page: ``index.html`` with pictures, curves, numbers and config, in one file on its own."""
 
 from __future__ import annotations
 
@@ -30,38 +30,61 @@ FILM_PX = 112
 PICTURE_PX = 320
 MAX_POINTS = 400
 DRAWN_POINTS = 200
+LONG_TABLE = 8
+"""A report's table with more rows is folded away."""
+STYLE = Path(__file__).with_name("gallery.css")
 
 
 class Curve:
-    """A curve of at most ``MAX_POINTS`` points, whatever the length of the run.
+    """A curve of at most ``MAX_POINTS`` points, evenly dense, whatever the length of the run.
 
-    When it is full, neighbours are averaged in pairs: older and newer points stay equally dense.
+    When it is full, neighbours are averaged in pairs, and from then on a point is the mean of twice as many
+    values.
     """
 
-    def __init__(self, x: Sequence[float] = (), y: Sequence[float] = ()) -> None:
+    def __init__(self, x: Sequence[float] = (), y: Sequence[float] = (), stride: int = 1) -> None:
         self.x, self.y = list(x), list(y)
+        self.stride = stride
+        self.waiting: list[list[float]] = []
 
     def add(self, x: float, y: float) -> None:
-        """Append a point."""
-        self.x.append(x)
-        self.y.append(y)
-        if len(self.x) > MAX_POINTS:
-            self.x, self.y = halve(self.x), halve(self.y)
+        """Add a value."""
+        self.waiting.append([x, y])
+        if len(self.waiting) < self.stride:
+            return
+        for values, news in zip((self.x, self.y), zip(*self.waiting, strict=True), strict=True):
+            values.append(sum(news) / len(news))
+        self.waiting = []
+        if len(self.x) >= MAX_POINTS:
+            self.x, self.y, self.stride = halve(self.x), halve(self.y), 2 * self.stride
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the curve as plain containers."""
+        waiting = [pair[:] for pair in self.waiting]
+        return {"x": self.x[:], "y": self.y[:], "stride": self.stride, "waiting": waiting}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Curve:
+        """Return the curve that ``state_dict`` described."""
+        curve = cls(state["x"], state["y"], state["stride"])
+        curve.waiting = [list(pair) for pair in state["waiting"]]
+        return curve
 
 
 def halve(values: Sequence[float]) -> list[float]:
     """Return the means of neighbouring pairs; an odd last value stays alone."""
     pairs = [(a + b) / 2 for a, b in zip(values[::2], values[1::2], strict=False)]
-    return pairs + list(values[len(pairs) * 2 :])
+    return pairs + list(values[2 * len(pairs) :])
 
 
 class Gallery(Callback):
     """Write ``index.html`` into the run folder at the end of each epoch, and when the run ends or stops.
 
-    The page holds the status, key numbers, the newest preview, the same samples over the epochs, curves, health
-    warnings, the judge's ``report.json`` if there is one, config and environment. It loads nothing from anywhere. Its
-    cost does not grow with the run: pictures are a fixed number, curves are thinned, and no growing file is read again;
-    the history is kept in memory and in checkpoints. Nothing happens in the step but appending to a list.
+    The page holds the status, key numbers, the newest preview, the same samples over the epochs, curves,
+    health warnings, the judge's ``report.json`` if there is one, config and environment. It loads nothing
+    from anywhere. Its cost does not grow with the run: pictures are a fixed number, curves are thinned, and
+    no growing file is read again; the history is kept in memory and in checkpoints. Nothing happens in the
+    step but appending to a list.
 
     Args:
         title: Heading; None takes the name of the folder above the run's.
@@ -108,7 +131,7 @@ class Gallery(Callback):
         """Return the history as plain lists; pictures are base64 text."""
         self._read_device()
         return {
-            "curves": {name: [list(curve.x), list(curve.y)] for name, curve in self._curves.items()},
+            "curves": {name: curve.state_dict() for name, curve in self._curves.items()},
             "film": [dict(frame) for frame in self._film],
             "film_stride": self._film_stride,
             "newest": self._newest,
@@ -120,7 +143,7 @@ class Gallery(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the history back: a resumed run goes on with the same page."""
-        self._curves = {name: Curve(x, y) for name, (x, y) in state_dict["curves"].items()}
+        self._curves = {name: Curve.from_state_dict(state) for name, state in state_dict["curves"].items()}
         self._film = [dict(frame) for frame in state_dict["film"]]
         self._film_stride = state_dict["film_stride"]
         self._newest = state_dict["newest"]
@@ -129,10 +152,11 @@ class Gallery(Callback):
         self._epochs_done = state_dict["epochs_done"]
         self._seconds_before = state_dict["seconds"]
 
-    # ------------------------------------------------------------------------------------------------ collecting
+    # ------------------------------------------------------------------------------------------------
+    # collecting
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and write the first page: a run can be looked at before its first epoch is over."""
+        """Start the clock, and write a first page, to be looked at before the first epoch is over."""
         self._began = time.monotonic()
         self._failed = False
         self._sums.clear()
@@ -207,7 +231,9 @@ class Gallery(Callback):
         self._curve(f"metric/{name}").add(epoch, value)
         if name != self.monitor or not math.isfinite(value):
             return
-        if self._best is None or (value < self._best["value"]) == (self.mode == "min") != (value == self._best["value"]):
+        if self._best is None or (value < self._best["value"]) == (self.mode == "min") != (
+            value == self._best["value"]
+        ):
             self._best = {"value": value, "epoch": epoch}
 
     def _keep_pictures(self, shown: Preview, epoch: int) -> None:
@@ -215,19 +241,30 @@ class Gallery(Callback):
             "epoch": epoch,
             "names": list(shown.names),
             "samples": [
-                {name: data_uri(pixels, PICTURE_PX) for name, pixels in sample.items()} for sample in shown.samples
+                {name: data_uri(pixels, PICTURE_PX) for name, pixels in sample.items()}
+                for sample in shown.samples
             ],
             "width": min(next(iter(shown.samples[0].values())).shape[1], PICTURE_PX),
         }
-        outputs = [data_uri(sample["output"], FILM_PX) for sample in shown.samples[:FILM_SAMPLES] if "output" in sample]
-        # The newest frame is always there; of the others, those on an even stride that leaves at most FILM_FRAMES.
-        film = [frame for frame in self._film if on_stride(frame["epoch"], self._film_stride) and frame["epoch"] < epoch]
+        outputs = [
+            data_uri(sample["output"], FILM_PX)
+            for sample in shown.samples[:FILM_SAMPLES]
+            if "output" in sample
+        ]
+        # The newest frame is always there; of the others, those on an even stride that leaves at most
+        # FILM_FRAMES.
+        film = [
+            frame
+            for frame in self._film
+            if on_stride(frame["epoch"], self._film_stride) and frame["epoch"] < epoch
+        ]
         while len(film) >= FILM_FRAMES:
             self._film_stride *= 2
             film = [frame for frame in film if on_stride(frame["epoch"], self._film_stride)]
         self._film = [*film, {"epoch": epoch, "outputs": outputs}]
 
-    # ------------------------------------------------------------------------------------------------ the end of a run
+    # ------------------------------------------------------------------------------------------------ the end
+    # of a run
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say on the page why the run stopped."""
@@ -244,7 +281,9 @@ class Gallery(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say on the page that the run is over."""
-        early = trainer.should_stop and trainer.max_epochs is not None and self._epochs_done < trainer.max_epochs
+        early = (
+            trainer.should_stop and trainer.max_epochs is not None and self._epochs_done < trainer.max_epochs
+        )
         self._stop(trainer, "finished", f"early, after epoch {self._epochs_done}" if early else "")
 
     def _stop(self, trainer: Trainer, state: str, reason: str) -> None:
@@ -258,7 +297,8 @@ class Gallery(Callback):
         if stage == "fit" and self._status[0] == "finished":
             self.write(trainer)
 
-    # ------------------------------------------------------------------------------------------------ the page
+    # ------------------------------------------------------------------------------------------------ the
+    # page
 
     def _seconds(self) -> float:
         return self._seconds_before + (time.monotonic() - self._began if self._began is not None else 0.0)
@@ -298,7 +338,9 @@ class Gallery(Callback):
         return (
             "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
             "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-            f"<title>{escape(title)}</title><link rel='icon' href='data:,'><style>{STYLE}</style></head>\n<body><main>\n"
+            f"<title>{escape(title)}</title><link rel='icon' href='data:,'>"
+            f"<style>\n{_text(STYLE)}</style></head>\n"
+            "<body><main>\n"
             + "\n".join(section for section in sections if section)
             + f"\n<footer>i2i_lightning {escape(i2i_lightning.__version__)} · written {written}</footer>\n"
             "</main></body></html>\n"
@@ -313,7 +355,9 @@ class Gallery(Callback):
         done = self._epochs_done / epochs if epochs else 0.0
         numbers = []
         if self._best is not None:
-            numbers.append((number(self._best["value"]), f"best {self.monitor}, epoch {self._best['epoch']:.0f}"))
+            numbers.append(
+                (number(self._best["value"]), f"best {self.monitor}, epoch {self._best['epoch']:.0f}")
+            )
         numbers += [
             (f"{self._epochs_done}{f'/{epochs}' if epochs else ''}", "epochs"),
             (f"{self._images_seen:,}".replace(",", "\u202f"), "images seen"),
@@ -321,10 +365,13 @@ class Gallery(Callback):
         ]
         if self._seconds() > 0 and self._images_seen:
             numbers.append((number(self._images_seen / self._seconds()), "images per second, all in"))
-        cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in numbers)
+        cards = "".join(
+            f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in numbers
+        )
         method = type(trainer.lightning_module).__name__
         return (
-            f"<header><div class='head'><h1>{escape(title)}</h1><p class='state {state}'>{escape(label)}</p></div>"
+            f"<header><div class='head'><h1>{escape(title)}</h1>"
+            f"<p class='state {state}'>{escape(label)}</p></div>"
             f"<p class='sub'>{escape(method)} · {escape(str(run))}</p>"
             f"<div class='done {state}'><i style='width:{100 * min(done, 1):.1f}%'></i></div>"
             f"<div class='cards'>{cards}</div></header>"
@@ -340,9 +387,12 @@ class Gallery(Callback):
                 f"<div><img{small} src='{uri}' alt='{escape(column)}'><span>{escape(column)}</span></div>"
                 for column, uri in sample.items()
             )
-            figures.append(f"<figure><figcaption>{escape(name)}</figcaption><div class='row'>{columns}</div></figure>")
+            figures.append(
+                f"<figure><figcaption>{escape(name)}</figcaption><div class='row'>{columns}</div></figure>"
+            )
         return (
-            f"<section><h2>Newest results <small>after epoch {self._newest['epoch']}, validation samples</small></h2>"
+            "<section><h2>Newest results "
+            f"<small>after epoch {self._newest['epoch']}, validation samples</small></h2>"
             f"<div class='samples'>{''.join(figures)}</div></section>"
         )
 
@@ -355,11 +405,19 @@ class Gallery(Callback):
         rows = []
         for index in range(min(FILM_SAMPLES, *(len(frame["outputs"]) for frame in self._film))):
             uris = [newest[index].get("input", ""), *(frame["outputs"][index] for frame in self._film)]
-            cells = [f"<td><img{small} src='{uri}' alt=''></td>" for uri in [*uris, newest[index].get("target", "")]]
-            rows.append(f"<tr>{cells[0]}<td class='gap'></td>{''.join(cells[1:-1])}<td class='gap'></td>{cells[-1]}</tr>")
+            cells = [
+                f"<td><img{small} src='{uri}' alt=''></td>"
+                for uri in [*uris, newest[index].get("target", "")]
+            ]
+            rows.append(
+                f"<tr>{cells[0]}<td class='gap'></td>{''.join(cells[1:-1])}"
+                f"<td class='gap'></td>{cells[-1]}</tr>"
+            )
         return (
-            "<section><h2>Over the epochs <small>the same samples, evenly spaced</small></h2><div class='scroll'>"
-            f"<table class='film'><tr><th>input</th><th></th>{heads}<th></th><th>target</th></tr>{''.join(rows)}</table></div></section>"
+            "<section><h2>Over the epochs <small>the same samples, evenly spaced</small></h2>"
+            "<div class='scroll'><table class='film'>"
+            f"<tr><th>input</th><th></th>{heads}<th></th><th>target</th></tr>"
+            f"{''.join(rows)}</table></div></section>"
         )
 
     def _charts(self) -> str:
@@ -376,13 +434,21 @@ class Gallery(Callback):
                     lines = {side: self._curves[f"term/{name}"] for side, name in sides.items()}
                     charts.append(chart(f"{spoken} {title}", lines, bounds, smooth=True))
             terms = [name for name in names if name.startswith(player + "/")]
-            terms = [name for name in terms if not name.startswith((f"{player}/accuracy_", f"{player}/logit_"))]
+            terms = [
+                name for name in terms if not name.startswith((f"{player}/accuracy_", f"{player}/logit_"))
+            ]
             if len(terms) == 2:
-                terms = [name for name in terms if not name.endswith("/total")]  # the total of one term is that term
+                terms = [
+                    name for name in terms if not name.endswith("/total")
+                ]  # the total of one term is that term
             for name in terms:
                 title = f"{spoken} {name.removeprefix(player + '/')}"
                 charts.append(chart(title, {"": self._curves[f"term/{name}"]}, smooth=True))
-        rates = {name.removeprefix("rate/"): curve for name, curve in self._curves.items() if name.startswith("rate/")}
+        rates = {
+            name.removeprefix("rate/"): curve
+            for name, curve in self._curves.items()
+            if name.startswith("rate/")
+        }
         if len({tuple(curve.y) for curve in rates.values()}) == 1:
             rates = {"": next(iter(rates.values()))}
         if rates:
@@ -424,7 +490,8 @@ def chart(
     Args:
         title: Heading.
         lines: Label to curve; a single curve needs no label.
-        bounds: Range of the vertical axis; None takes it from the values, without the wildest hundredth of them.
+        bounds: Range of the vertical axis; None takes it from the values, without the wildest hundredth of
+            them.
         smooth: Draw the values faintly and their running mean above them.
     """
     width, height, left, right, bottom, top = 320, 150, 44, 6, 20, 8
@@ -443,7 +510,8 @@ def chart(
 
     def place(x: float, y: float) -> str:
         level = min(max((y - low) / (high - low), 0.0), 1.0)
-        return f"{left + x / last * (width - left - right):.1f},{top + (1 - level) * (height - top - bottom):.1f}"
+        across, down = x / last * (width - left - right), (1 - level) * (height - top - bottom)
+        return f"{left + across:.1f},{top + down:.1f}"
 
     parts = []
     for tick in ticks(low, high):
@@ -468,12 +536,13 @@ def chart(
         legend.append(f"<b class='l{index % 4}'>{escape(label)} {number(points[-1][1])}</b>")
     return (
         f"<figure class='chart'><figcaption><span>{escape(title)}</span>{''.join(legend)}</figcaption>"
-        f"<svg viewBox='0 0 {width} {height}' role='img' aria-label='{escape(title)}'>{''.join(parts)}</svg></figure>"
+        f"<svg viewBox='0 0 {width} {height}' role='img' aria-label='{escape(title)}'>"
+        f"{''.join(parts)}</svg></figure>"
     )
 
 
 def running_mean(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the exponential running mean over about the last ten points, without the bias of its beginning."""
+    """Return the exponential running mean over about ten points, without the bias of its beginning."""
     smoothed, total, weight = [], 0.0, 0.0
     for x, y in points:
         total, weight = 0.9 * total + 0.1 * y, 0.9 * weight + 0.1
@@ -526,10 +595,18 @@ def duration(seconds: float) -> str:
 
 
 def _warnings(warnings: Sequence[Mapping[str, Any]]) -> str:
-    items = "".join(
-        f"<li><b>epoch {warning['epoch']}</b> {escape(str(warning['text']))}</li>" for warning in reversed(warnings[-8:])
-    )
-    return f"<section class='warnings'><h2>Health</h2><ul>{items}</ul></section>" if items else ""
+    """List the warnings, the newest first; a repeated one is said once, with all its epochs."""
+    by_kind: dict[str, list[Mapping[str, Any]]] = {}
+    for warning in sorted(warnings, key=lambda warning: int(warning["batch"])):
+        by_kind.setdefault(str(warning["kind"]), []).append(warning)
+    items = []
+    for given in sorted(by_kind.values(), key=lambda given: -int(given[-1]["batch"])):
+        epochs = [str(warning["epoch"]) for warning in given]
+        shown = ", ".join(epochs if len(epochs) <= 4 else [*epochs[:2], "…", epochs[-1]])
+        items.append(
+            f"<li><b>epoch{'s' if len(epochs) > 1 else ''} {shown}</b> {escape(str(given[-1]['text']))}</li>"
+        )
+    return f"<section class='warnings'><h2>Health</h2><ul>{''.join(items)}</ul></section>" if items else ""
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -584,7 +661,8 @@ def _report(path: Path) -> str:
             notes.append(f"<p>{escape(_spoken(str(name)))}: {escape(value)}</p>")
     plain = f"<table class='report'>{''.join(rows)}</table>" if rows else ""
     return (
-        f"<section class='judge'><h2>Report</h2>{''.join(notes)}<div class='scroll'>{plain}{''.join(tables)}</div></section>"
+        f"<section class='judge'><h2>Report</h2>{''.join(notes)}"
+        f"<div class='scroll'>{plain}{''.join(tables)}</div></section>"
     )
 
 
@@ -603,8 +681,10 @@ def _table(title: str, group: Mapping[str, Any]) -> str:
             + "".join(f"<td>{escape(_cell(cell))}</td>" for cell in cells)
             + "</tr>"
         )
-    heading = f"<tr><th>{escape(_spoken(title))}</th>{head}</tr>"
-    return f"<table class='report'>{heading}{''.join(rows)}</table>"
+    long = len(rows) > LONG_TABLE
+    heading = f"<tr><th>{'' if long else escape(_spoken(title))}</th>{head}</tr>"
+    table = f"<table class='report'>{heading}{''.join(rows)}</table>"
+    return f"<details><summary>{escape(_spoken(title))}</summary>{table}</details>" if long else table
 
 
 def _cell(value: Any) -> str:
@@ -615,65 +695,3 @@ def _cell(value: Any) -> str:
 
 def _spoken(name: str) -> str:
     return name.replace("_", " ")
-
-
-STYLE = """
-:root{color-scheme:light dark;--paper:#fbfaf8;--card:#fff;--ink:#1d1d22;--soft:#6d6d78;--line:#e4e2dd;--l0:#2563c9;
---l1:#d1661a;--l2:#2c8a5b;--l3:#8a4fc0;--warn:#fff6e3;--warnline:#e0a93b;--good:#2c8a5b;--bad:#c23b3b}
-@media(prefers-color-scheme:dark){:root{--paper:#16171b;--card:#1f2026;--ink:#ececf0;--soft:#9a9aa6;--line:#33343c;
---l0:#6ea8ff;--l1:#f2994f;--l2:#57c28c;--l3:#b98bf0;--warn:#2e2616;--warnline:#b98a2f;--good:#57c28c;--bad:#f07171}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
-"Helvetica Neue","DejaVu Sans",sans-serif}
-main{max-width:1180px;margin:0 auto;padding:28px 20px 40px}
-h1{font-size:26px;line-height:1.2;margin:0;letter-spacing:-.01em;overflow-wrap:anywhere}
-h2{font-size:17px;margin:36px 0 12px}h2 small{font-weight:400;font-size:13px;color:var(--soft);margin-left:6px}
-.head{display:flex;flex-wrap:wrap;gap:8px 14px;align-items:center}
-.state{margin:0;padding:3px 11px;border-radius:99px;font-size:13px;border:1px solid currentColor;max-width:100%}
-.state.running{color:var(--l0)}.state.finished{color:var(--good)}.state.stopped{color:var(--bad);border-radius:12px}
-.state.waiting{color:var(--soft)}
-.sub{color:var(--soft);font-size:13px;margin:4px 0 14px;overflow-wrap:anywhere}
-.done{height:3px;background:var(--line);border-radius:2px;overflow:hidden}
-.done i{display:block;height:100%;background:var(--l0)}.done.finished i{background:var(--good)}.done.stopped i{background:var(--bad)}
-.cards{display:flex;flex-wrap:wrap;gap:10px 36px;margin-top:16px}
-.cards div{display:flex;flex-direction:column}
-.cards b{font-size:21px;font-weight:600;font-variant-numeric:tabular-nums;line-height:1.25}
-.cards span{font-size:12.5px;color:var(--soft)}
-.warnings ul{list-style:none;margin:0;padding:0}
-.warnings li{background:var(--warn);border-left:3px solid var(--warnline);border-radius:0 6px 6px 0;padding:9px 13px;
-margin-bottom:8px;font-size:14px}.warnings b{margin-right:6px;font-weight:600}
-.samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,430px),1fr));gap:16px 22px}
-figure{margin:0;min-width:0}
-.row{display:flex;gap:4px}.row div{flex:1;min-width:0}
-.row span{display:block;text-align:center;font-size:11.5px;color:var(--soft);margin-top:2px}
-.samples figcaption{font-size:12px;color:var(--soft);margin-bottom:3px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
-img{display:block;width:100%;height:auto;border-radius:3px;background:var(--line)}img.pixels{image-rendering:pixelated}
-.scroll{overflow-x:auto}
-.film{border-spacing:3px;margin:-3px}.film th{font-weight:400;font-size:11.5px;color:var(--soft);text-align:center}
-.film td{padding:0;width:112px;min-width:64px}.film td.gap{width:6px;min-width:6px}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,310px),1fr));gap:14px}
-.chart{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:9px 11px 5px}
-.chart figcaption{display:flex;gap:10px;font-size:12.5px;color:var(--soft)}.chart figcaption span{flex:1;min-width:0}
-.chart b{font-weight:600;font-variant-numeric:tabular-nums;white-space:nowrap}
-svg{display:block;width:100%;height:auto;margin-top:4px;overflow:visible}
-svg text{font-size:11px;fill:var(--soft);font-variant-numeric:tabular-nums}
-svg line{stroke:var(--line);stroke-width:1}
-svg polyline{fill:none;stroke-width:1.6;stroke-linejoin:round;stroke-linecap:round}
-polyline.faint{opacity:.28;stroke-width:1.1}polyline.l0{stroke:var(--l0)}polyline.l1{stroke:var(--l1)}polyline.l2{stroke:var(--l2)}polyline.l3{stroke:var(--l3)}
-circle.l0{fill:var(--l0)}circle.l1{fill:var(--l1)}circle.l2{fill:var(--l2)}circle.l3{fill:var(--l3)}
-b.l0{color:var(--l0)}b.l1{color:var(--l1)}b.l2{color:var(--l2)}b.l3{color:var(--l3)}
-table{font-variant-numeric:tabular-nums}
-.report{border-collapse:collapse;font-size:14px;margin-bottom:14px}
-.report th,.report td{padding:5px 14px 5px 0;border-bottom:1px solid var(--line);text-align:right}
-.report th{font-weight:400;color:var(--soft)}.report th:first-child{text-align:left;padding-right:24px}
-.judge p{margin:0 0 8px;color:var(--soft);font-size:14px}
-details{margin-top:12px;border:1px solid var(--line);border-radius:8px;background:var(--card)}
-h2+.charts,section+details{margin-top:12px}section+details{margin-top:36px}
-summary{cursor:pointer;padding:9px 13px;font-weight:600;font-size:14px}
-pre{margin:0;padding:4px 13px 13px;overflow-x:auto;font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,
-"DejaVu Sans Mono",monospace}
-.facts{font-size:13px;padding:0 13px 12px;border-spacing:0}.facts th{text-align:left;font-weight:400;color:var(--soft);
-padding:2px 18px 2px 0;vertical-align:top;white-space:nowrap}.facts td{overflow-wrap:anywhere}
-footer{margin-top:36px;font-size:12px;color:var(--soft)}
-@media(max-width:520px){main{padding:18px 14px 30px}h1{font-size:22px}.cards{gap:10px 26px}}
-""".replace("\n", "")

@@ -33,18 +33,21 @@ LEAST_TARGET_SPREAD = 0.02
 class Health(Callback):
     """Log the discriminators' accuracy and logits, smoothed, and warn in words.
 
-    Every ``log_every_n_steps`` batches the means since the last time are logged as ``health/<player>/accuracy_real``,
-    ``accuracy_fake``, ``logit_real`` and ``logit_fake``. The warnings, each at most once in ``repeat_epochs`` epochs:
+    Every ``log_every_n_steps`` batches the means since the last time are logged as
+    ``health/<player>/accuracy_real``, ``accuracy_fake``, ``logit_real`` and ``logit_fake``. The warnings,
+    each at most once in ``repeat_epochs`` epochs:
 
-    * *perfect discriminator*: right about at least 99 % of real and of fake in every mean for ``patience_batches``.
+    * *perfect discriminator*: right about at least 99 % of real and of fake in every mean for
+      ``patience_batches``.
     * *stuck discriminator*: calls at least 99 % of everything real, or everything fake, for as long.
     * *huge logits*: a mean logit beyond 50. None of these three for wgangp, whose critic has no scale.
-    * *collapse*: on the preview samples, outputs differ from each other by less than a tenth of what the targets do
-      (mean absolute difference of all pairs), in two epochs in a row.
-    * *saturation*: 30 % more of the outputs' values than of the targets' lie beyond +-0.98, in two epochs in a row.
+    * *collapse*: on the preview samples, outputs differ from each other by less than a tenth of what the
+      targets do (mean absolute difference of all pairs), in two epochs in a row.
+    * *saturation*: 30 % more of the outputs' values than of the targets' lie beyond +-0.98, in two epochs in
+      a row.
 
-    An accuracy near one half with equal logits is what the game aims at, and no warning. Warnings go to the log and stay
-    in ``warnings``, which the gallery shows and checkpoints keep.
+    An accuracy near one half with equal logits is what the game aims at, and no warning. Warnings go to the
+    log and stay in ``warnings``, which the gallery shows and checkpoints keep.
 
     Args:
         patience_batches: Batches that a discriminator must have been perfect or stuck.
@@ -109,17 +112,22 @@ class Health(Callback):
         for player in players:
             self._judge_discriminator(trainer, player, means, batches)
 
-    def _judge_discriminator(self, trainer: Trainer, player: str, means: Mapping[str, float], batches: int) -> None:
+    def _judge_discriminator(
+        self, trainer: Trainer, player: str, means: Mapping[str, float], batches: int
+    ) -> None:
         real, fake = means[f"{player}/accuracy_real"], means[f"{player}/accuracy_fake"]
         title = player.replace("_", " ")
         shown = f"accuracy {real:.2f} on real, {fake:.2f} on fake"
-        if self._held(f"{player} perfect", real >= PERFECT and fake >= PERFECT, batches) >= self.patience_batches:
+        if (
+            self._held(f"{player} perfect", real >= PERFECT and fake >= PERFECT, batches)
+            >= self.patience_batches
+        ):
             self._warn(
                 trainer,
                 f"{player} perfect",
-                f"the {title} tells real from fake every time ({shown}, for {self.patience_batches} batches): the "
-                "generator learns little from it; try discriminator.spectral_norm=true, loss.gan_mode=lsgan, a lower "
-                "optimizer.lr or a smaller discriminator",
+                f"the {title} tells real from fake every time ({shown}, for {self.patience_batches} "
+                "batches): the generator learns little from it; try discriminator.spectral_norm=true, "
+                "loss.gan_mode=lsgan, a lower optimizer.lr or a smaller discriminator",
             )
         for verdict, says in (
             ("real", real >= PERFECT and fake <= 1 - PERFECT),
@@ -129,16 +137,17 @@ class Health(Callback):
                 self._warn(
                     trainer,
                     f"{player} says {verdict}",
-                    f"the {title} calls everything {verdict} ({shown}, for {self.patience_batches} batches): it has "
-                    "stopped judging; try a lower optimizer.lr or another loss.gan_mode",
+                    f"the {title} calls everything {verdict} ({shown}, for {self.patience_batches} batches): "
+                    "it has stopped judging; try a lower optimizer.lr or another loss.gan_mode",
                 )
         logits = [means.get(f"{player}/{name}", 0.0) for name in ("logit_real", "logit_fake")]
         if max(map(abs, logits)) > HUGE_LOGIT:
             self._warn(
                 trainer,
                 f"{player} logits",
-                f"the {title}'s logits have grown to {logits[0]:.0f} on real and {logits[1]:.0f} on fake: its gradients "
-                "explode or vanish; try discriminator.spectral_norm=true or a lower optimizer.lr",
+                f"the {title}'s logits have grown to {logits[0]:.3g} on real and {logits[1]:.3g} on fake: "
+                "its gradients explode or vanish; try discriminator.spectral_norm=true "
+                "or a lower optimizer.lr",
             )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -155,17 +164,18 @@ class Health(Callback):
             self._warn(
                 trainer,
                 "collapse",
-                f"the generator paints nearly the same image whatever the input (outputs differ by {spread:.3f}, targets "
-                f"by {target_spread:.3f}): it has collapsed; look at the previews, try a higher loss.lambda_l1 or a lower "
-                "optimizer.lr",
+                "the generator paints nearly the same image whatever the input (outputs differ by "
+                f"{spread:.3f}, targets by {target_spread:.3f}): it has collapsed; look at the previews, "
+                "try a higher loss.lambda_l1 or a lower optimizer.lr",
             )
         stuck, target_stuck = stuck_share(outputs), stuck_share(targets)
         if self._held("saturation", stuck > target_stuck + STUCK_SHARE, 1) >= 2:
             self._warn(
                 trainer,
                 "saturation",
-                f"{100 * stuck:.0f} % of the output is stuck at the ends of its range (targets: {100 * target_stuck:.0f} "
-                "%): the output layer is saturated and hardly learns; try a lower optimizer.lr or method.clip_norm=1",
+                f"{100 * stuck:.0f} % of the output is stuck at the ends of its range (targets: "
+                f"{100 * target_stuck:.0f} %): the output layer is saturated and hardly learns; try a lower "
+                "optimizer.lr or method.clip_norm=1",
             )
 
     def _held(self, kind: str, holds: bool, amount: int) -> int:
@@ -175,7 +185,10 @@ class Health(Callback):
 
     def _warn(self, trainer: Trainer, kind: str, text: str) -> None:
         epoch = trainer.current_epoch + 1
-        if any(warning["kind"] == kind and epoch - warning["epoch"] < self.repeat_epochs for warning in self.warnings):
+        if any(
+            warning["kind"] == kind and epoch - warning["epoch"] < self.repeat_epochs
+            for warning in self.warnings
+        ):
             return
         self.warnings.append({"epoch": epoch, "batch": batches_trained(trainer), "kind": kind, "text": text})
         if trainer.is_global_zero:
@@ -183,7 +196,7 @@ class Health(Callback):
 
 
 def pair_spread(images: Tensor) -> float:
-    """Return the mean absolute difference over all pairs of different ``images`` (N, C, H, W); 0 for fewer than two."""
+    """Return the mean absolute difference over all pairs of ``images`` (N, C, H, W); 0 without a pair."""
     if len(images) < 2:
         return 0.0
     flat = images.flatten(1)

@@ -1,4 +1,4 @@
-"""Fixed validation samples, translated at the end of each epoch and drawn as a grid: input | output | target."""
+"""Fixed validation samples, translated each epoch and drawn as a grid: input | output | target."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class Preview:
 
     Attributes:
         names: Name of each sample.
-        samples: For each sample, its columns in order (``input``, ``output``, ``target``), as pictures for people.
+        samples: For each sample, its columns in order (``input``, ``output``, ``target``), as pictures for
+            people.
         outputs: For each sample, the network's output, float (C, H, W) on the CPU.
         targets: For each sample, the target in the same form.
     """
@@ -54,8 +55,8 @@ _previews: WeakKeyDictionary[Trainer, tuple[int, int, Preview]] = WeakKeyDiction
 def preview(trainer: Trainer, num_samples: int) -> Preview:
     """Translate the first ``num_samples`` validation items as the method does at test time.
 
-    Callbacks that ask at the same moment share one translation. Neither random states nor running statistics change.
-    Call it on all processes: a method may synchronise its statistics between them.
+    Callbacks that ask at the same moment share one translation. Neither random states nor running statistics
+    change. Call it on all processes: a method may synchronise its statistics between them.
 
     Returns:
         The preview, with fewer samples if there are fewer, and none where there is no validation set.
@@ -75,18 +76,25 @@ def _translate(trainer: Trainer, num_samples: int) -> Preview:
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     made = Preview()
     for batch in _fixed_batches(trainer, datamodule, num_samples):
-        on_device = {key: value.to(module.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+        on_device = {
+            key: value.to(module.device) if isinstance(value, Tensor) else value
+            for key, value in batch.items()
+        }
         plugin = trainer.precision_plugin
         with torch.no_grad(), plugin.forward_context():
             columns: dict[str, Tensor] = module.preview(plugin.convert_input(on_device))
             real_a = columns["input"]
             shown = {
-                name: datamodule.display_input(images) if name == "input" else datamodule.display_output(images, real_a)
+                name: datamodule.display_input(images)
+                if name == "input"
+                else datamodule.display_output(images, real_a)
                 for name, images in columns.items()
             }
         pixels = {name: images.permute(0, 2, 3, 1).cpu().numpy() for name, images in shown.items()}
         for index in range(len(real_a)):
-            made.samples.append({name: np.ascontiguousarray(images[index]) for name, images in pixels.items()})
+            made.samples.append(
+                {name: np.ascontiguousarray(images[index]) for name, images in pixels.items()}
+            )
         made.names += [Path(str(name)).name for name in batch.get("name", [""] * len(real_a))]
         if "output" in columns and "target" in columns:
             made.outputs += list(columns["output"].float().cpu())
@@ -160,11 +168,13 @@ def _tile(pixels: Pixels, width_px: int) -> Image.Image:
         return image
     height_px = round(image.height * width_px / image.width)
     whole = width_px % image.width == 0
-    return image.resize((width_px, height_px), Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
+    return image.resize(
+        (width_px, height_px), Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS
+    )
 
 
 class PreviewGrid(Callback):
-    """Write ``images/epoch_0001.png`` into the run folder: rows are samples, columns are input | output | target.
+    """Write ``images/epoch_0001.png`` into the run folder: a row of input | output | target per sample.
 
     The samples are the first of the validation set and stay the same. A W&B logger receives the same picture.
 

@@ -1,10 +1,11 @@
-"""A progress bar that says what matters in one line, and a tidy log line per epoch where there is no terminal."""
+"""A progress bar that says what matters in one line, and a tidy log where there is no terminal."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,12 +20,19 @@ from tqdm.contrib.logging import logging_redirect_tqdm  # type: ignore[import-un
 from i2i_lightning.callbacks.readings import Readout, TermSums, batch_terms
 from i2i_lightning.callbacks.throughput import Pace, fetch_timer
 
+MAIN_TERMS = ("l1", "gan", "cycle")
+"""Terms shown before any others."""
+
 SMOOTHING_S = 3.0
 """Time constant of the shown terms and speed; a GAN's terms jump from batch to batch."""
 
 
+GAP = "  "
+SHORTEST_BAR, LONGEST_BAR = 6, 24
+
+
 class Segment(NamedTuple):
-    """A piece of the line. Where the terminal is narrow, the pieces of the highest ``rank`` are left out first."""
+    """A piece of the line. In a narrow terminal the pieces of the highest ``rank`` are left out first."""
 
     rank: int
     label: str
@@ -39,16 +47,16 @@ class Segment(NamedTuple):
 class ProgressBar(TQDMProgressBar):
     """Show epoch, batch, the terms that matter, images per second, time waited for data and time left.
 
-    On a terminal one line is redrawn every ``refresh_s`` seconds, and each finished epoch leaves a line above it.
-    Elsewhere (a SLURM log, a pipe) there are no control characters: a line per epoch, and one every ``report_s``
-    seconds within a long epoch. Terms are means of what was trained since the last drawing; they are read from the
-    device at the bar's pace and never waited for.
+    On a terminal one line is redrawn every ``refresh_s`` seconds, and each finished epoch leaves a line above
+    it. Elsewhere (a SLURM log, a pipe) there are no control characters: a line per epoch, and one every
+    ``report_s`` seconds within a long epoch. Terms are means of what was trained since the last drawing; they
+    are read from the device at the bar's pace and never waited for.
 
     Args:
         refresh_s: Seconds between two drawings on a terminal.
         report_s: Seconds between two lines within an epoch where there is no terminal; None for none.
-        terms: Terms to show, by their key in ``step_terms`` (``generator/l1``), in order; None shows the generators'
-            total and terms, and the discriminators' accuracy on real and fake images.
+        terms: Terms to show, by their key in ``step_terms`` (``generator/l1``), in order; None shows the
+            generators' total and terms, and the discriminators' accuracy on real and fake images.
     """
 
     def __init__(
@@ -69,22 +77,25 @@ class ProgressBar(TQDMProgressBar):
         self._trained_s = 0.0
         self._batches_here = 0
         self._batch = 0
-        self._best: dict[str, float] = {}
+        self._validated = False
         self._exits = ExitStack()
-        self._stream: TextIO = sys.stdout
         self._is_terminal = False
 
-    # ------------------------------------------------------------------------------------------------ life of a fit
+    # ------------------------------------------------------------------------------------------------ life of
+    # a fit
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out what kind of output there is, and let log messages pass above the bar."""
         super().setup(trainer, pl_module, stage)
-        self._stream = sys.stdout
         self._is_terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         if stage == "fit":
             fetch_timer(trainer)
         if not trainer.is_global_zero:
             self.disable()
+
+    @property
+    def _stream(self) -> TextIO:
+        return sys.stdout
 
     @property
     def is_disabled(self) -> bool:
@@ -113,15 +124,17 @@ class ProgressBar(TQDMProgressBar):
         self._shown, self._speed = {}, {}
         self._pace = self._epoch_pace = None
         self._trained_s, self._batches_here = 0.0, 0
+        self._begin_epoch()  # a run that resumes within an epoch has no start of an epoch
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Begin an epoch."""
-        self._begin_epoch(trainer)
+        self._begin_epoch()
 
-    def _begin_epoch(self, trainer: Trainer) -> None:
+    def _begin_epoch(self) -> None:
         self._epoch_began = self._drawn_at = time.perf_counter()
         self._epoch_sums.clear()
         self._batch = 0
+        self._validated = False
         for pace in (self._pace, self._epoch_pace):
             if pace is not None:
                 pace.resume()
@@ -138,7 +151,8 @@ class ProgressBar(TQDMProgressBar):
             self._epoch_sums.add(terms)
             self._recent.add(terms)
         if self._pace is None or self._epoch_pace is None:
-            # The first batch starts workers and chooses kernels: it would spoil the estimate of the time left.
+            # The first batch starts workers and chooses kernels: it would spoil the estimate of the time
+            # left.
             timer = fetch_timer(trainer)
             self._pace, self._epoch_pace = Pace(timer, trainer.world_size), Pace(timer, trainer.world_size)
             for pace in (self._pace, self._epoch_pace):
@@ -179,7 +193,12 @@ class ProgressBar(TQDMProgressBar):
                 pace.pause()
 
     def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Draw Lightning's own bar outside of training."""
         if trainer.state.fn != "fit":
@@ -210,19 +229,22 @@ class ProgressBar(TQDMProgressBar):
         if trainer.state.fn != "fit":
             super().on_validation_end(trainer, pl_module)
             return
+        self._validated = not trainer.sanity_checking
         for pace in (self._pace, self._epoch_pace):
             if pace is not None and not trainer.is_last_batch:
                 pace.resume()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave one line for the epoch."""
-        if not self.is_enabled or not self.is_enabled_here(trainer):
+        if not self.is_enabled:
             return
         means = self._epoch_sums.means()
         values = dict(zip(means.names, means.values.tolist(), strict=True)) if means is not None else {}
         speed = self._epoch_pace.read() if self._epoch_pace is not None else {}
         metrics = {
-            name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("val/") and self._validated
         }
         seconds = time.perf_counter() - self._epoch_began
         self._trained_s += seconds
@@ -233,12 +255,7 @@ class ProgressBar(TQDMProgressBar):
             Segment(1, "", _duration(seconds)),
             *self._left_segment(trainer, at_epoch_end=True),
         ]
-        self._write(self._compose(_epoch_text(trainer), "", segments, self._columns()))
-
-    @staticmethod
-    def is_enabled_here(trainer: Trainer) -> bool:
-        """Whether this process writes."""
-        return bool(trainer.is_global_zero)
+        self._write(self._compose(_epoch_text(trainer), None, segments, self._columns()))
 
     def on_train_end(self, *_: Any) -> None:
         """Take the bar away; the epochs' lines stay."""
@@ -252,12 +269,20 @@ class ProgressBar(TQDMProgressBar):
         """Give the log back its own handlers."""
         self._close()
 
+    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
+        """Print above the bar, or plainly where there is none."""
+        if self._is_terminal:
+            super().print(*args, sep=sep, **kwargs)
+        else:
+            print(*args, sep=sep, **kwargs)
+
     def _close(self) -> None:
         if self._train_progress_bar is not None:
             self._train_progress_bar.close()
         self._exits.close()
 
-    # ------------------------------------------------------------------------------------------------ the line
+    # ------------------------------------------------------------------------------------------------ the
+    # line
 
     def _columns(self) -> int | None:
         """Columns to keep to; None where lines may be of any length."""
@@ -270,7 +295,11 @@ class ProgressBar(TQDMProgressBar):
 
     def _draw(self, trainer: Trainer, state: Segment | None = None) -> None:
         total = trainer.num_training_batches
-        counted = f"{self._batch}/{int(total)}" if math.isfinite(total) else str(self._batch)
+        counted = (
+            f"{self._batch:>{len(str(int(total)))}}/{int(total)}"
+            if math.isfinite(total)
+            else str(self._batch)
+        )
         done = self._batch / total if math.isfinite(total) and total else 0.0
         segments = [
             *([state] if state is not None else [Segment(0, "", counted)]),
@@ -278,8 +307,7 @@ class ProgressBar(TQDMProgressBar):
             *_speed_segments(self._speed),
             *self._left_segment(trainer),
         ]
-        bar = _bar(done, 12) if self._is_terminal else ""
-        line = self._compose(_epoch_text(trainer), bar, segments, self._columns())
+        line = self._compose(_epoch_text(trainer), done, segments, self._columns())
         if self._is_terminal:
             self.train_progress_bar.set_description_str(line)
         else:
@@ -297,7 +325,7 @@ class ProgressBar(TQDMProgressBar):
         return term_segments(values)
 
     def _left_segment(self, trainer: Trainer, at_epoch_end: bool = False) -> list[Segment]:
-        """Time left: the pace of this process's batches, validation included as far as an epoch has shown it."""
+        """Say how long the run still takes at its pace so far, validation included."""
         total, epochs = trainer.num_training_batches, trainer.max_epochs
         if not math.isfinite(total) or epochs is None or epochs < 1 or not self._batches_here:
             return []
@@ -305,31 +333,33 @@ class ProgressBar(TQDMProgressBar):
         left = (epochs - trainer.current_epoch) * total - self._batch
         return [Segment(3, "left", _duration(elapsed / self._batches_here * left))] if left > 0 else []
 
-    def _compose(self, head: str, bar: str, segments: Sequence[Segment], columns: int | None) -> str:
-        """Join the pieces, leaving out the least important ones where they do not fit in ``columns``."""
+    def _compose(
+        self, head: str, done: float | None, segments: Sequence[Segment], columns: int | None
+    ) -> str:
+        """Join the pieces, leaving out the least important ones where they do not fit in ``columns``.
+
+        What is left over on a terminal is filled with a bar, if ``done`` (from 0 to 1) is given.
+        """
         kept = [segment for segment in segments if segment.value]
-        gap = 2
 
         def width() -> int:
-            return len(head) + (gap + len(bar) if bar else 0) + sum(gap + segment.width for segment in kept)
+            return len(head) + sum(len(GAP) + segment.width for segment in kept)
 
-        if columns is not None:
-            while len(kept) > 1 and width() > columns and max(segment.rank for segment in kept) > 0:
-                worst = max(segment.rank for segment in kept)
-                # Of equally important pieces the last goes first.
-                index = max(i for i, segment in enumerate(kept) if segment.rank == worst)
-                if bar and worst <= 4:
-                    bar = ""  # the terms say more than the bar
-                    continue
-                kept.pop(index)
-            if bar and width() > columns:
-                bar = ""
+        while columns is not None and width() > columns and max(segment.rank for segment in kept) > 0:
+            worst = max(segment.rank for segment in kept)
+            # Of equally important pieces the last goes first.
+            kept.pop(max(index for index, segment in enumerate(kept) if segment.rank == worst))
         paint = _Paint(self._is_terminal and "NO_COLOR" not in os.environ)
-        pieces = [paint.strong(head), paint.accent(bar) if bar else ""]
+        pieces = [paint.strong(head)]
+        if columns is not None and done is not None:
+            spare = min(columns - width() - len(GAP), LONGEST_BAR)
+            if spare >= SHORTEST_BAR:
+                pieces.append(paint.accent(_bar(done, spare, self._stream.encoding)))
         pieces += [
-            f"{paint.faint(segment.label)} {segment.value}" if segment.label else segment.value for segment in kept
+            f"{paint.faint(segment.label)} {segment.value}" if segment.label else segment.value
+            for segment in kept
         ]
-        return (" " * gap).join(piece for piece in pieces if piece)
+        return GAP.join(pieces)
 
 
 class _Paint:
@@ -354,23 +384,23 @@ class _Paint:
 def term_segments(values: Mapping[str, float]) -> list[Segment]:
     """Choose the terms that matter: generators' total and terms, discriminators' accuracy on real and fake.
 
-    A player is named where there are several of its kind (``generator_ab``), and its initial stands for it otherwise.
+    A player's initial stands for it where it is the only one of its kind; its terms then need no name in
+    front.
     """
     players = list(dict.fromkeys(name.split("/")[0] for name in values if "/" in name))
     judges = [player for player in players if f"{player}/accuracy_real" in values]
     makers = [player for player in players if player not in judges and not player.startswith("discriminator")]
     segments = []
     for player in makers:
-        tag = "G" if len(makers) == 1 and player.startswith("generator") else player
-        names = [name.split("/", 1)[1] for name in values if name.startswith(player + "/")]
-        parts = [name for name in names if name != "total"]
-        prefix = "" if len(makers) == 1 else tag + "."
-        if "total" in names and len(parts) != 1:
-            segments.append(Segment(1, tag, _number(values[f"{player}/total"])))
-        order = sorted(parts, key=lambda name: name not in ("l1", "cycle", "gan"))
+        tag = "G" if len(makers) == 1 else player.replace("generator", "G")
+        prefix = "" if len(makers) == 1 else f"{tag}."
+        terms = [name.removeprefix(f"{player}/") for name in values if name.startswith(f"{player}/")]
+        parts = sorted((term for term in terms if term != "total"), key=lambda term: term not in MAIN_TERMS)
+        if "total" in terms and len(parts) != 1:
+            segments.append(Segment(6 if parts else 2, tag, _number(values[f"{player}/total"])))
         segments += [
-            Segment(2 if rank < 2 else 6, prefix + name, _number(values[f"{player}/{name}"]))
-            for rank, name in enumerate(order)
+            Segment(2 if index < 2 else 7, prefix + part, _number(values[f"{player}/{part}"]))
+            for index, part in enumerate(parts)
         ]
     for player in judges:
         tag = "D" if len(judges) == 1 else player.replace("discriminator", "D")
@@ -381,14 +411,17 @@ def term_segments(values: Mapping[str, float]) -> list[Segment]:
 
 
 def _metric_segments(metrics: Mapping[str, float]) -> list[Segment]:
-    return [Segment(1, name, _number(value)) for name, value in metrics.items()]
+    names = [name.removeprefix("val/") for name in metrics]
+    labels = [f"val {name}" if index == 0 else name for index, name in enumerate(names)]
+    return [Segment(1, label, _number(value)) for label, value in zip(labels, metrics.values(), strict=True)]
 
 
 def _speed_segments(speed: Mapping[str, float]) -> list[Segment]:
     if not speed:
         return []
+    per_second = speed["images_per_s"]
     return [
-        Segment(4, "", f"{_number(speed['images_per_s'])} img/s"),
+        Segment(4, "", f"{per_second:.0f} img/s" if per_second >= 9.95 else f"{per_second:.1f} img/s"),
         Segment(5, "data", f"{_percent(speed['data_wait_share'])}%"),
     ]
 
@@ -409,16 +442,15 @@ def _percent(share: float) -> str:
 
 
 def _number(value: float) -> str:
-    """Write a number in about four columns: 0.123, 12.3, 123, 12k."""
+    """Write a number in five columns, so that lines keep still: 0.123, 1.234, 12.34, 123.4, 12.3k."""
+    size = abs(value)
     if not math.isfinite(value):
         return str(value)
-    size = abs(value)
-    if size >= 1e6 or 0 < size < 1e-4:
-        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
-    if size >= 1e4:
-        return f"{value / 1000:.0f}k"
-    digits = 3 if size < 1 else 2 if size < 10 else 1 if size < 100 else 0
-    return f"{value:.{digits}f}"
+    if size >= 999_950 or 0 < size < 5e-4:
+        return re.sub(r"e([+-])0*(\d)", lambda match: f"e{match[1].strip('+')}{match[2]}", f"{value:.1e}")
+    if size >= 9999.5:
+        return f"{value / 1000:.1f}k"
+    return f"{value:.{3 if size < 10 else 2 if size < 100 else 1}f}"
 
 
 def _duration(seconds: float) -> str:
@@ -435,8 +467,9 @@ def _duration(seconds: float) -> str:
     return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
-def _bar(done: float, width: int) -> str:
-    """Return a bar of ``width`` columns, with half columns."""
+def _bar(done: float, width: int, encoding: str | None = "utf-8") -> str:
+    """Return a bar of ``width`` columns, with half columns where the output can show them."""
     halves = round(min(max(done, 0.0), 1.0) * width * 2)
-    full = "━" * (halves // 2) + ("╸" if halves % 2 else "")
-    return full + "─" * (width - len(full))
+    full, half, empty = "━╸─" if (encoding or "").lower().replace("-", "").startswith("utf") else "#--"
+    bar = full * (halves // 2) + half * (halves % 2)
+    return bar + empty * (width - len(bar))

@@ -1,8 +1,8 @@
 """Reading a step's terms without making the host wait for the device.
 
-A method leaves the terms of its last batch in ``step_terms``: detached 0-d tensors on the device. Whoever watches a run
-takes them from here, where they are stacked once per batch for everyone, added up on the device, and brought to the
-host rarely or by a copy that nobody waits for.
+A method leaves the terms of its last batch in ``step_terms``: detached 0-d tensors on the device. Whoever
+watches a run takes them from here, where they are stacked once per batch for everyone, added up on the
+device, and brought to the host rarely or by a copy that nobody waits for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 
 FOLD_EVERY = 64
-"""Batches whose terms wait as separate tensors before they are added up: two small kernels in so many batches."""
+"""Batches whose terms wait as separate tensors before they are added up: two small kernels in so many
+batches."""
 
 
 class Terms(NamedTuple):
@@ -49,7 +50,9 @@ def batch_size(batch: Any) -> int:
     """Return the number of images in ``batch``, as the first tensor found in it tells; 0 without one."""
     if isinstance(batch, Tensor):
         return len(batch) if batch.ndim else 0
-    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else []
+    values = (
+        batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else []
+    )
     for value in values:
         if size := batch_size(value):
             return size
@@ -57,13 +60,13 @@ def batch_size(batch: Any) -> int:
 
 
 def batches_trained(trainer: Trainer) -> int:
-    """Return the number of batches trained since the beginning of the run, whatever number of optimisers stepped."""
+    """Return the number of batches trained since the beginning of the run, however many optimisers step."""
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     return int(progress.total.processed)
 
 
 def log_step(trainer: Trainer) -> int:
-    """Return the step under which loggers file the batch just trained: its number in the run, counted from 0."""
+    """Return the step under which loggers file the batch just trained: its number, counted from 0."""
     seen = getattr(trainer.lightning_module, "batches_seen", None)
     return int(seen) - 1 if seen is not None else int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
@@ -82,8 +85,8 @@ def log_every(trainer: Trainer) -> int:
 class TermSums:
     """Sums of step terms over many batches, kept on the device.
 
-    Batches may have different terms (one that is computed every fourth batch, say): a mean is over the batches that
-    had the term.
+    Batches may have different terms (one that is computed every fourth batch, say): a mean is over the
+    batches that had the term.
     """
 
     def __init__(self) -> None:
@@ -139,8 +142,8 @@ class TermSums:
 class Readout:
     """Bring a few numbers from the device to the host without making the host wait.
 
-    ``offer`` starts a copy and returns at once, ``latest`` returns the newest copy that has arrived; on a GPU that is
-    usually the one before. On the CPU there is nothing to wait for.
+    ``offer`` starts a copy and returns at once, ``latest`` returns the newest copy that has arrived; on a GPU
+    that is usually the one before. On the CPU there is nothing to wait for.
     """
 
     def __init__(self) -> None:

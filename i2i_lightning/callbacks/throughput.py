@@ -12,10 +12,10 @@ from i2i_lightning.callbacks.readings import batch_size, log_step, logs_now
 
 
 class FetchTimer(Profiler):
-    """Add up the time that training waits for its next batch, and pass everything on to the run's own profiler.
+    """Add up the time that training waits for batches, and pass all else on to the run's own profiler.
 
-    Lightning announces to its profiler when it begins and ends to fetch a batch; no callback hook lies that close to
-    it, and the time between two hooks would also count logging and the transfer to the device.
+    Lightning announces to its profiler when it begins and ends to fetch a batch; no callback hook lies that
+    close to it, and the time between two hooks would also count logging and the transfer to the device.
     """
 
     def __init__(self, profiler: Profiler) -> None:
@@ -72,8 +72,9 @@ def fetch_timer(trainer: Trainer) -> FetchTimer:
 class Pace:
     """Images per second and wait per batch since the last reading.
 
-    A launch on a GPU returns before the work is done, yet the host can run only a few steps ahead: over many batches
-    the host's rate is the device's. Validation and whatever else lies between ``pause`` and ``resume`` is left out.
+    A launch on a GPU returns before the work is done, yet the host can run only a few steps ahead: over many
+    batches the host's rate is the device's. Validation and whatever else lies between ``pause`` and
+    ``resume`` is left out.
     """
 
     def __init__(self, timer: FetchTimer, world_size: int) -> None:
@@ -120,9 +121,9 @@ class Pace:
 class Throughput(Callback):
     """Log ``perf/images_per_s`` and ``perf/data_wait_ms`` whenever the loggers take the terms of a batch.
 
-    Both are over the batches since the last time: images of all processes per second of training, validation left out,
-    and milliseconds per batch that the step waited for the loader (transfer to the device not included). The first
-    batch of a run is not counted, since kernels are chosen and workers start in it.
+    Both are over the batches since the last time: images of all processes per second of training, validation
+    left out, and milliseconds per batch that the step waited for the loader (transfer to the device not
+    included). The first batch of a run is not counted, since kernels are chosen and workers start in it.
     """
 
     def __init__(self) -> None:

@@ -13,7 +13,8 @@ from i2i_lightning.metrics.image import psnr, ssim
 from i2i_lightning.types import UserError
 
 MAX_PSNR_DB = 100.0
-"""PSNR of equal images is infinite, and one such image would make every mean infinite: it counts as this much."""
+"""PSNR of equal images is infinite, and one such image would make every mean infinite: it counts as this
+much."""
 
 METRICS = ("l1", "psnr", "ssim")
 
@@ -21,10 +22,11 @@ METRICS = ("l1", "psnr", "ssim")
 class ValidationMetrics(Callback):
     """Log ``val/l1``, ``val/psnr`` and ``val/ssim`` (``test/...`` when testing).
 
-    ``l1`` is measured on the network's own values, in units of the [-1, 1] range (one-hot maps: of {0, 1}), so that it
-    compares with the training term. ``psnr`` (dB) and ``ssim`` are measured on the images as they would be saved:
-    uint8 RGB from the data module's ``display_output``. Each is a mean over images, not over batches, and over all
-    processes; nothing is downloaded. The names can be monitored by checkpoints and schedules.
+    ``l1`` is measured on the network's own values, in units of the [-1, 1] range (one-hot maps: of {0, 1}),
+    so that it compares with the training term. ``psnr`` (dB) and ``ssim`` are measured on the images as they
+    would be saved: uint8 RGB from the data module's ``display_output``. Each is a mean over images, not over
+    batches, and over all processes; nothing is downloaded. The names can be monitored by checkpoints and
+    schedules.
 
     Args:
         metrics: Any of l1, psnr, ssim.
@@ -33,7 +35,9 @@ class ValidationMetrics(Callback):
     def __init__(self, metrics: Sequence[str] = METRICS) -> None:
         unknown = [name for name in metrics if name not in METRICS]
         if unknown:
-            raise UserError(f"callbacks.validation.metrics: no metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
+            raise UserError(
+                f"callbacks.validation.metrics: no metric {', '.join(unknown)}; there is {', '.join(METRICS)}"
+            )
         self.metrics = tuple(metrics)
         self._sums: dict[str, Tensor] = {}
         self._num_images = 0
@@ -54,7 +58,8 @@ class ValidationMetrics(Callback):
         """Measure the batch's images; the sums stay on the device."""
         if not isinstance(outputs, Mapping) or "fake_b" not in outputs or "real_b" not in outputs:
             raise TypeError(
-                f"{type(pl_module).__name__}.validation_step must return real_a, fake_b and real_b for ValidationMetrics"
+                "ValidationMetrics needs real_a, fake_b and real_b from "
+                f"{type(pl_module).__name__}.validation_step"
             )
         with torch.no_grad():
             values = self._measure(trainer, outputs)
@@ -81,7 +86,10 @@ class ValidationMetrics(Callback):
             values["l1"] = (fake_b.float() - real_b.float()).abs().flatten(1).mean(1)
         if "psnr" in self.metrics or "ssim" in self.metrics:
             datamodule = trainer.datamodule  # type: ignore[attr-defined]
-            image, target = datamodule.display_output(fake_b, real_a), datamodule.display_output(real_b, real_a)
+            image, target = (
+                datamodule.display_output(fake_b, real_a),
+                datamodule.display_output(real_b, real_a),
+            )
             if "psnr" in self.metrics:
                 values["psnr"] = psnr(image, target).clamp(max=MAX_PSNR_DB)
             if "ssim" in self.metrics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from i2i_lightning.cli.arguments import Arguments
+    from i2i_lightning.cli.record import Run
 
 COMPLETION_FLAGS = ("-sc", "--shell-completion")
 
@@ -37,14 +39,14 @@ class App:
     Args:
         program: Name of the console command.
         config_name: Name of its root config, ``conf/<config_name>.yaml``.
-        task: What to run with the composed and checked config and the run folder.
+        task: What to run, once its config is composed and checked.
         default_experiment: Experiment to run where the command line chooses none of ``starts``.
         starts: Keys that say what to run.
     """
 
     program: str
     config_name: str
-    task: Callable[[DictConfig, Path], None]
+    task: Callable[[Run], None]
     default_experiment: str | None = None
     starts: tuple[str, ...] = ("experiment", "method", "data", "resume")
 
@@ -67,7 +69,7 @@ class App:
         debug = os.environ.get("I2I_DEBUG", "0") not in ("", "0") or "debug=true" in [
             w.lower() for w in words
         ]
-        run = _Run(self, words)
+        run = _Launch(self, words)
         try:
             run.go()
         except KeyboardInterrupt:
@@ -109,18 +111,21 @@ class App:
             sys.argv = before
 
 
-class _Run:
+class _Launch:
     """One pass through Hydra: arguments, composition, checks, the task itself."""
 
     def __init__(self, app: App, words: list[str]) -> None:
         self.app = app
         self.words = words
-        self.overrides: list[str] = []
         self.conf = folders.conf_dir()
-        self.resumes: Path | None = None
-        self.slip: Exception | None = None
-        self.sweeps = False
+        self.overrides: list[str] = []
+        """Overrides in force, for messages."""
+        self.repeated: list[str] = []
+        """Those of them that a continuation of this run repeats."""
+        self.checkpoint: Path | None = None
         self.announcement = ""
+        self.sweeps = False
+        self.slip: Exception | None = None
 
     def go(self) -> None:
         from i2i_lightning.cli import arguments
@@ -160,18 +165,20 @@ class _Run:
                 f"{chosen[0]}: a resumed run keeps the groups it was started with; leave this out."
                 "\nSingle values may change: resume=... trainer.max_epochs=20"
             )
-        folder, _ = record.find_run(parsed.value("resume") or "")
+        folder, self.checkpoint = record.find_run(parsed.value("resume") or "")
         saved, earlier = record.saved_config(folder)
-        self.resumes = folder
-        root = OmegaConf.merge({"defaults": ["run_config", "_self_"]}, saved)
-        ConfigStore.instance().store(name="resumed_run", node=root)
-        if earlier:
-            self.announcement = f"Continuing with {' '.join(earlier)}, as the run was last continued"
-        output = [f"hydra.run.dir={arguments.quote(str(folder))}", "hydra.output_subdir=null"]
-        quiet = ["hydra/job_logging=none", "hydra.job.name=" + self.app.config_name]
-        return "resumed_run", arguments.Arguments(
-            [*earlier, *parsed.overrides, *output, *quiet], parsed.flags
+        ConfigStore.instance().store(
+            name="resumed_run", node=OmegaConf.merge({"defaults": ["run_config", "_self_"]}, saved)
         )
+        given = [word for word in parsed.overrides if not word.startswith(("resume=", "hydra"))]
+        keys = {arguments.split_override(word)[0] for word in given}
+        kept = [word for word in earlier if arguments.split_override(word)[0] not in keys]
+        if kept:
+            self.announcement = f"Continuing with {' '.join(kept)}, as the run was last continued"
+        self.repeated = [*kept, *given]
+        output = [f"hydra.run.dir={arguments.quote(str(folder))}", "hydra.output_subdir=null"]
+        quiet = ["hydra/job_logging=none", f"hydra.job.name={self.app.config_name}"]
+        return "resumed_run", arguments.Arguments([*kept, *parsed.overrides, *output, *quiet], parsed.flags)
 
     def _job(self, config: DictConfig) -> None:
         """Check and run one composed config; Hydra calls this, once per job of a sweep."""
@@ -180,15 +187,16 @@ class _Run:
         from i2i_lightning.cli import check, record
 
         folder = Path(HydraConfig.get().runtime.output_dir)
+        command = shlex.join([self.app.program, *self.words])
         try:
             check.check_config(config)
             quiet_others()
             if self.announcement and is_first_process():
                 print(self.announcement, flush=True)
             self.announcement = ""
-            self.app.task(config, folder)
+            self.app.task(record.Run(config, folder, command, self.repeated, self.checkpoint))
         except Exception as error:
-            if self.resumes is None and is_first_process():
+            if self.checkpoint is None and is_first_process():
                 record.discard_if_empty(folder)
             if self.sweeps:
                 raise  # sweepers count failures

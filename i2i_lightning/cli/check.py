@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,8 +27,18 @@ TARGET_PREFIXES = ("i2i_lightning.", "torch.", "torchvision.", "lightning.")
 
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
-GIVEN_BY_COMMAND = {"trainer": {"callbacks", "logger", "default_root_dir"}}
-"""Arguments that the command itself passes, and that no config may hold."""
+INSTEAD = {
+    "trainer.callbacks": "the callbacks group",
+    "trainer.logger": "the logger group",
+    "trainer.default_root_dir": "hydra.run.dir",
+    "trainer.gradient_clip_val": "method.clip_norm",
+    "trainer.gradient_clip_algorithm": "method.clip_norm",
+    "trainer.accumulate_grad_batches": "method.accumulate_batches",
+}
+"""Arguments that no config may hold, because the command passes them or manual optimisation refuses them."""
+
+MAX_SEED = 2**32 - 1
+NAMED_KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 MAPPINGS = ("callbacks", "logger")
 """Groups that map names to nodes, rather than being one node."""
@@ -43,10 +54,13 @@ def check_config(config: DictConfig) -> None:
     nodes = list(_nodes_with_target(config, ""))
     for path, node in nodes:
         _check_keys(path, node)
-    for path in sorted(OmegaConf.missing_keys(config)):
-        raise UserError(_missing(path, config))
-    for path, node in nodes:
-        _check_values(path, node)
+    for path, node in [("", config), *nodes]:
+        for key in node:
+            if not OmegaConf.is_interpolation(node, str(key)) and OmegaConf.is_missing(node, key):
+                raise UserError(_missing(path, str(key), node))
+    for referring in (False, True):  # a wrong value is named where it stands, not where another refers to it
+        for path, node in nodes:
+            _check_values(path, node, referring)
 
 
 def _check_root(config: DictConfig) -> None:
@@ -56,6 +70,8 @@ def _check_root(config: DictConfig) -> None:
             raise UserError(no_such_key("", str(key), hints))
         if hints[str(key)] is not Any and not OmegaConf.is_missing(config, key):
             _check_type(str(key), config[key], hints[str(key)])
+    if not OmegaConf.is_missing(config, "seed") and not 0 <= config.seed <= MAX_SEED:
+        raise UserError(f"seed={config.seed}: give a whole number from 0 to {MAX_SEED}")
     for group in MAPPINGS:
         for name, node in (config.get(group) or {}).items():
             if isinstance(node, DictConfig) and node and "_target_" not in node:
@@ -81,31 +97,27 @@ def _nodes_with_target(node: Any, path: str) -> Iterable[tuple[str, DictConfig]]
 
 def _check_keys(path: str, node: DictConfig) -> None:
     target = load_target(path, str(node["_target_"]))
-    parameters = _parameters(target)
+    parameters = {name: p for name, p in _parameters(target).items() if f"{path}.{name}" not in INSTEAD}
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    given = GIVEN_BY_COMMAND.get(path, set())
-    named = [
-        n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL, p.POSITIONAL_ONLY)
-    ]
-    for key in node:
-        if key in given:
-            raise UserError(f"{path}.{key}: the command sets this itself; leave it out")
+    named = [name for name, p in parameters.items() if p.kind in NAMED_KINDS]
+    for key in map(str, node):
+        if f"{path}.{key}" in INSTEAD:
+            raise UserError(f"{path}.{key}: not to be set here; use {INSTEAD[f'{path}.{key}']}")
         if key not in HYDRA_KEYS and key not in named and not takes_any:
-            raise UserError(no_such_key(path, str(key), (name for name in named if name not in given)))
+            raise UserError(no_such_key(path, key, named))
     if node.get("_partial_"):
         return  # the rest is passed by whoever calls the partial
     for name in named:
-        if parameters[name].default is inspect.Parameter.empty and name not in node and name not in given:
-            raise UserError(
-                f"{path}.{name}: {target.__name__} needs this option; give it a value: {path}.{name}=..."
-            )
+        if parameters[name].default is inspect.Parameter.empty and name not in node:
+            raise UserError(f"{path}.{name}: {target.__name__} needs it; give it a value: {path}.{name}=...")
 
 
-def _check_values(path: str, node: DictConfig) -> None:
+def _check_values(path: str, node: DictConfig, referring: bool) -> None:
+    """Check the values of ``node`` that refer to other keys, or those that do not."""
     target = load_target(path, str(node["_target_"]))
     hints = _type_hints(target)
     for key in node:
-        if key in hints and key not in HYDRA_KEYS:
+        if key in hints and key not in HYDRA_KEYS and OmegaConf.is_interpolation(node, key) == referring:
             where = f"{path}.{key}"
             try:
                 value = node[key]
@@ -229,33 +241,32 @@ def describe(hint: Any) -> str:
         plain = [
             argument for argument in some if _is_plain(argument) or typing.get_origin(argument) is not None
         ]
-        parts = [describe(argument) for argument in plain or some]
-        if type(None) in arguments:
-            parts.append("null")
-        return " or ".join(dict.fromkeys(parts))
+        literals = [str(value) for part in some for value in _literals(part)]
+        words = [describe(part) for part in plain or some if not _literals(part)]
+        null = ["null"] if type(None) in arguments else []
+        return " or ".join(dict.fromkeys([*literals, *words, *null]))
     if origin is Literal:
         return " or ".join(str(argument) for argument in arguments)
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
         return f"a list of {len(arguments)}, each {describe(arguments[0])}"
     if origin in (tuple, set) or (inspect.isclass(origin) and issubclass(list, origin)):
         return f"a list, each item {describe(arguments[0])}" if arguments else "a list"
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
-    if hint in words:
-        return words[hint]
-    return f"a node whose _target_ makes a {getattr(hint, '__name__', hint)}"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+    return names.get(hint) or f"a node whose _target_ makes a {getattr(hint, '__name__', hint)}"
+
+
+def _literals(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
 
 
 # Words.
 
 
-def _missing(path: str, config: DictConfig) -> str:
+def _missing(path: str, key: str, node: DictConfig) -> str:
     """Word the message for a mandatory value that nobody gave, with the constructor's own words on it."""
-    parent, _, key = path.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else None
-    says = ""
-    if isinstance(node, DictConfig) and "_target_" in node:
-        says = argument_doc(load_target(parent, str(node["_target_"])), key)
-    return f"{path}: missing; give it a value: {path}=..." + (f"\n{key}: {says}" if says else "")
+    full = f"{path}.{key}" if path else key
+    says = argument_doc(load_target(path, str(node["_target_"])), key) if path else ""
+    return f"{full}: missing; give it a value: {full}=..." + (f"\n{key}: {says}" if says else "")
 
 
 def argument_doc(target: Callable[..., Any], name: str) -> str:
@@ -270,12 +281,9 @@ def argument_doc(target: Callable[..., Any], name: str) -> str:
             text.append(stripped)
         elif text:
             break
-    return " ".join(text)
+    return re.sub(r":\w+:`~?([^`]*)`|``", lambda role: (role[1] or "").rpartition(".")[2], " ".join(text))
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first line of what went wrong, without OmegaConf's bookkeeping lines."""
-    cause = error.__cause__
-    if isinstance(cause, Exception) and not isinstance(cause, OmegaConfBaseException):
-        return str(cause).strip().splitlines()[0]
-    return str(error).strip().splitlines()[0]
+    """Return the first line of what went wrong, without OmegaConf's words around it."""
+    return re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).strip().splitlines()[0])

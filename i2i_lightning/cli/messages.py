@@ -28,6 +28,7 @@ from i2i_lightning.types import UserError
 
 MAX_LINES = 3
 MAX_LINE_LENGTH = 400
+NO_GPU = "trainer.accelerator=gpu: torch finds no GPU on this machine; take trainer=cpu or trainer=default"
 BOOKKEEPING = ("full_key:", "object_type=", "reference_type=", "Set the environment variable")
 
 
@@ -50,14 +51,24 @@ def explain(error: BaseException, overrides: Sequence[str], conf: Path, config_n
     if isinstance(error, ConfigCompositionException):
         return trim(_composition(error, overrides, conf, config_name))
     if isinstance(error, InstantiationException):
-        return _instantiation(error)
+        return NO_GPU if "No supported gpu backend" in str(error) else _instantiation(error)
     if isinstance(error, (OmegaConfBaseException, CompactHydraException)):
         return trim(_omegaconf(error))
     if isinstance(error, HydraException) or type(error).__name__ == "MisconfigurationException":
         return trim(str(error))
     if type(error).__name__ == "OutOfMemoryError":
         return trim(f"out of GPU memory: lower data.batch_size or data.crop_px\n{str(error).splitlines()[0]}")
+    if isinstance(error, ValueError) and _raised_in(error).startswith("torch.optim."):
+        return trim(f"optimizer: {error}")
     return None
+
+
+def _raised_in(error: BaseException) -> str:
+    """Return the name of the module that raised ``error``."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
 
 
 def trim(text: str) -> str:

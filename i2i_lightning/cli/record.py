@@ -12,8 +12,8 @@ import platform
 import shlex
 import shutil
 import subprocess
-import sys
 import time
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
@@ -28,8 +28,27 @@ RECORDS = {".hydra", "config.yaml", "environment.json"}
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 
 
-def environment(seed: int | None) -> dict[str, Any]:
-    """Return the circumstances of this run as plain values."""
+@dataclass(frozen=True)
+class Run:
+    """One job of a command: what to do, and where.
+
+    Args:
+        config: The composed and checked config.
+        folder: The run folder.
+        command: The command line as it was typed.
+        overrides: The command line's overrides that a continuation of this run has to repeat.
+        checkpoint: The checkpoint that the run continues from; None for a new run.
+    """
+
+    config: DictConfig
+    folder: Path
+    command: str
+    overrides: list[str] = field(default_factory=list)
+    checkpoint: Path | None = None
+
+
+def environment(run: Run) -> dict[str, Any]:
+    """Return the circumstances of ``run`` as plain values."""
     versions = {"i2i_lightning": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -37,9 +56,9 @@ def environment(seed: int | None) -> dict[str, Any]:
         except PackageNotFoundError:
             versions[package] = "not installed"
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": run.command,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "seed": seed,
+        "seed": run.config.seed,
         "git": git_state(),
         "versions": versions,
         "platform": platform.platform(),
@@ -64,29 +83,29 @@ def _git(checkout: Path, *words: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
-def start(folder: Path, config: DictConfig) -> None:
-    """Write the records of a new run into its ``folder``.
+def start(run: Run) -> None:
+    """Write the records of a new run into its folder.
 
     Raises:
         UserError: If another run has begun in this folder.
     """
+    folder = run.folder
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with (folder / "config.yaml").open("x", encoding="utf-8") as file:
-            file.write(OmegaConf.to_yaml(config, resolve=True))
+            file.write(OmegaConf.to_yaml(run.config, resolve=True))
     except FileExistsError as error:
         raise UserError(
             f"{folder} holds a run already; continue it with resume={shlex.quote(str(folder))}"
         ) from error
-    text = json.dumps(environment(config.seed), indent=2, ensure_ascii=False)
+    text = json.dumps(environment(run), indent=2, ensure_ascii=False)
     (folder / "environment.json").write_text(text + "\n", encoding="utf-8")
 
 
-def continued(folder: Path, overrides: list[str], config: DictConfig) -> None:
-    """Add a line about this continuation to the records of the run in ``folder``."""
-    latest = {word.partition("=")[0].lstrip("+"): word for word in overrides}
-    line = environment(config.seed) | {"overrides": list(latest.values())}
-    with (folder / "resumes.jsonl").open("a", encoding="utf-8") as file:
+def continued(run: Run) -> None:
+    """Add a line about this continuation to the records of the run in its folder."""
+    line = environment(run) | {"overrides": run.overrides}
+    with (run.folder / "resumes.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
@@ -137,7 +156,7 @@ def _runs_inside(folder: Path) -> str:
 def saved_config(folder: Path) -> tuple[DictConfig, list[str]]:
     """Return the config of the run in ``folder``, and the overrides of its last continuation.
 
-    The config still has its interpolations: ``trainer.max_epochs=20`` must reach the schedule that refers to it.
+    The config still has its interpolations: ``trainer.max_epochs=20`` must reach the schedule too.
     """
     config = cast(DictConfig, OmegaConf.load(folder / ".hydra" / "config.yaml"))
     log = folder / "resumes.jsonl"

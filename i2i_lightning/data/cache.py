@@ -32,7 +32,6 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from i2i_lightning.data.checks import FileProblem
-from i2i_lightning.data.module import available_cores
 from i2i_lightning.types import UserError
 
 Array = npt.NDArray[Any]
@@ -119,6 +118,13 @@ class CachedPairs:
     def __getitem__(self, index: int) -> Pair:
         """Return both sides of pair ``index``."""
         return self.a[index], self.b[index]
+
+
+def available_cores() -> int:
+    """Return how many CPU cores this process may use, which on a shared machine is fewer than it has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def in_threads(function: Callable[[int], T], names: Sequence[str], title: str) -> list[T | FileProblem]:

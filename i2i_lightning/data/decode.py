@@ -38,6 +38,7 @@ CONVERSIONS = ("none", "match")
 # Below this an image cannot show anything, and is a broken download more often than not.
 MIN_SIDE_PX = 8
 
+_PIL_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_GREY, _PNG_GREY_ALPHA = 0, 4
 _MODE_CHANNELS = {"1": 1, "L": 1, "I;16": 1, "I;16B": 1, "I;16L": 1, "F": 1, "LA": 2, "RGB": 3, "RGBA": 4}
@@ -206,19 +207,18 @@ def _label_ids(array: Array, side: SideFormat) -> Array:
 def _open_image(path: Path) -> Image.Image:
     """Open an image file with PIL, or say in words why it is none."""
     try:
-        return Image.open(path)
+        # Only what EXTENSIONS promises: PIL would start other programs for some formats.
+        return Image.open(path, formats=_PIL_FORMATS)
     except UnidentifiedImageError:
         pass
     except Image.DecompressionBombError:
         raise FileProblem("too large for PIL's safety limit", "cut them into tiles") from None
     except Exception as error:  # PIL's plug-ins raise what they please on damaged headers
         raise FileProblem("not readable as images", "replace or delete them", _brief(error)) from None
-    start = path.open("rb").read(512)
-    try:
-        is_text = start.decode("utf-8").isprintable() or start.decode("utf-8").split() != []
-    except UnicodeDecodeError:
-        is_text = False
-    if is_text and b"\0" not in start:
+    with path.open("rb") as file:
+        start = file.read(512)
+    # The cut may go through a character, which counts as one replacement.
+    if b"\0" not in start and start.decode("utf-8", "replace").count("\ufffd") <= 1:
         raise FileProblem("text, not images, whatever their names say", "replace or delete them")
     raise FileProblem("not readable as images", "damaged, or of an unknown format: replace or delete them")
 
@@ -355,7 +355,8 @@ def _decode_image(path: Path, side: SideFormat) -> Array:
     except FileProblem:
         raise
     except Exception as error:  # truncated JPEG: OSError; PNG: SyntaxError, zlib.error, struct.error, ...
-        raise FileProblem("truncated or damaged", "replace or delete them", _brief(error)) from None
+        detail = "" if "truncated" in str(error) else _brief(error)
+        raise FileProblem("truncated or damaged", "replace or delete them", detail) from None
     # PIL's 16-bit modes are big-endian for some files, and 32-bit integers in older releases.
     return array.astype(np.uint16) if array.dtype.kind in "iu" and array.itemsize > 1 else array
 

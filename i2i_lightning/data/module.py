@@ -2,68 +2,22 @@
 
 from __future__ import annotations
 
-import os
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Iterable
+from typing import Any, cast
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from i2i_lightning.data.sampler import AnyKey, EpochSampler, Key
+from i2i_lightning.data.cache import available_cores
+from i2i_lightning.data.dataset import Item, KeyedDataset, collate
+from i2i_lightning.data.sampler import EpochSampler, Key
 from i2i_lightning.types import PairedBatch, UserError
 
-Item = dict[str, Any]
-"""One item or batch before it becomes floats: names to arrays or tensors, and ``name`` to text."""
-
-
-class KeyedDataset(Protocol):
-    """A map from a key to an item.
-
-    An item is a dict of arrays without the batch axis plus ``name``, a str. A data set that can fetch a whole
-    batch faster than item by item also has ``__getitems__(keys)``, which returns the collated batch.
-    """
-
-    def __len__(self) -> int:
-        """Return the number of items."""
-        ...
-
-    def __getitem__(self, key: AnyKey) -> Item:
-        """Return the item of ``key``, augmented as a pure function of the data seed and the key."""
-        ...
-
-
-def available_cores() -> int:
-    """Return how many CPU cores this process may use, which on a shared machine is fewer than it has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def collate(items: Item | Sequence[Item]) -> Item:
-    """Stack items into a batch; pass on a batch that the data set fetched as a whole.
-
-    Args:
-        items: A list of items with the same names and shapes, or a batch.
-
-    Returns:
-        Names to tensors with the batch axis in front, and ``name`` to a list of str.
-    """
-    if isinstance(items, dict):
-        return items
-    batch: Item = {}
-    for key, first in items[0].items():
-        values = [item[key] for item in items]
-        if isinstance(first, str):
-            batch[key] = values
-        elif isinstance(first, Tensor):
-            batch[key] = torch.stack(values)
-        else:
-            batch[key] = torch.from_numpy(np.stack(values))
-    return batch
+__all__ = ["ImageDataModule", "Item", "KeyedDataset", "available_cores", "collate"]
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -209,6 +163,8 @@ class ImageDataModule(LightningDataModule, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the next training loader continue at a position that :meth:`state_dict` returned."""
         self._continue_at = int(state_dict["epoch"]), int(state_dict["items"])
+        # Lightning looks for the position in the loader only, and would warn that it is lost.
+        warnings.filterwarnings("ignore", message=r".*your dataloader is not resumable")
         if self._train_sampler is not None:
             self._train_sampler.skip(*self._continue_at)
 

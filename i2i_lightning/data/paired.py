@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -20,7 +18,6 @@ from i2i_lightning.data.cache import (
     CachedPairs,
     DiskCache,
     Layout,
-    Pair,
     available_memory_bytes,
     build_in_memory,
     default_cache_dir,
@@ -29,199 +26,16 @@ from i2i_lightning.data.cache import (
     in_threads,
 )
 from i2i_lightning.data.checks import FileProblem, check_choice, first_names
-from i2i_lightning.data.decode import (
-    CONVERSIONS,
-    KINDS,
-    Header,
-    SideFormat,
-    decode,
-    file_palette,
-    read_header,
-)
+from i2i_lightning.data.dataset import FilePairs, PairedDataset, PairSource
+from i2i_lightning.data.decode import CONVERSIONS, KINDS, Header, SideFormat, file_palette
 from i2i_lightning.data.display import images_to_rgb, labels_to_rgb
 from i2i_lightning.data.module import ImageDataModule, Item, collate
 from i2i_lightning.data.pairs import LAYOUTS, SPLITS, PairFiles, find_pairs, report
-from i2i_lightning.data.sampler import AnyKey, epoch_and_index, item_rng
-from i2i_lightning.data.transforms import Geometry, HeightWidth, one_hot, resize, scale_to_network, window
+from i2i_lightning.data.transforms import Geometry, one_hot, scale_to_network
 from i2i_lightning.types import PairedBatch, Size, UserError
-
-Array = npt.NDArray[Any]
-T = TypeVar("T")
 
 DIRECTIONS = ("a_to_b", "b_to_a")
 CACHES = ("memory", "disk", "none")
-
-
-class PairSource(Protocol):
-    """Pairs by index: two pictures of equal height and width, channels first; label maps have no channels."""
-
-    def __getitem__(self, index: int) -> Pair:
-        """Return side A and side B of a pair, resized but not cut."""
-        ...
-
-
-@dataclass(frozen=True)
-class FilePairs:
-    """Pairs that are decoded and resized whenever they are asked for: what the caches are filled from.
-
-    Args:
-        files: The pairs' files.
-        a: What side A is supposed to be.
-        b: What side B is supposed to be.
-        geometry: To what size they are brought.
-        training: Whether to the training or the validation size.
-        root: What messages name files relative to.
-    """
-
-    files: Sequence[PairFiles]
-    a: SideFormat
-    b: SideFormat
-    geometry: Geometry
-    training: bool
-    root: Path | None = None
-
-    def shown(self, path: Path) -> str:
-        """Return how messages name a file."""
-        inside = self.root is not None and path.is_relative_to(self.root)
-        return os.path.relpath(path, self.root) if inside else str(path)
-
-    def __getitem__(self, index: int) -> Pair:
-        """Decode and resize pair ``index``."""
-        files = self.files[index]
-        if files.b is None:
-            left = self._checked(decode, files.a, self.a)
-            half = left.shape[1] // 2
-            right = left if self.b == self.a else self._checked(decode, files.a, self.b)
-            left, right = left[:, :half], right[:, half:]
-        else:
-            left, right = self._checked(decode, files.a, self.a), self._checked(decode, files.b, self.b)
-        height, width = left.shape[:2]
-        size = self.geometry.cached_size(height, width, self.training)
-        left = resize(left, size, self.a.kind == "labels")
-        right = resize(right, size, self.b.kind == "labels")
-        return _channels_first(left), _channels_first(right)
-
-    def headers(self, index: int) -> tuple[Header, Header]:
-        """Check the headers of pair ``index`` and return them at the size the pair is resized to.
-
-        Raises:
-            FileProblem: If a side is not what it should be, or the two differ in size.
-        """
-        files = self.files[index]
-        a = self._checked(read_header, files.a, self.a)
-        b = self._checked(read_header, files.b or files.a, self.b)
-        if files.b is None:
-            if a.width % 2:
-                raise FileProblem("of odd width, not two halves side by side", detail=f"{a.height}x{a.width}")
-            height, width = a.height, a.width // 2
-        else:
-            height, width = a.height, a.width
-            if (a.height, a.width) != (b.height, b.width):
-                detail = f"A {a.height}x{a.width}, B {b.height}x{b.width}"
-                raise FileProblem("pairs whose sides differ in size, height x width", "must align", detail)
-        size = self.geometry.cached_size(height, width, self.training)
-        return Header(*size, a.dtype), Header(*size, b.dtype)
-
-    def _checked(self, read: Callable[[Path, SideFormat], T], path: Path, side: SideFormat) -> T:
-        """Call ``read(path, side)``; let a problem bear the name of the file that has it, not of the pair."""
-        try:
-            return read(path, side)
-        except FileProblem as problem:
-            problem.name = self.shown(path)
-            raise
-
-    def layouts(self, headers: Sequence[tuple[Header, Header]]) -> tuple[Layout, Layout]:
-        """Return how a cache of these pairs is laid out."""
-        layouts = []
-        for which, side in enumerate((self.a, self.b)):
-            channels = (side.channels,) if side.kind == "image" else ()
-            shapes = tuple((*channels, pair[which].height, pair[which].width) for pair in headers)
-            layouts.append(Layout(headers[0][which].dtype, shapes))
-        return layouts[0], layouts[1]
-
-
-def _channels_first(array: Array) -> Array:
-    """Return ``(H, W, C)`` as contiguous, writable ``(C, H, W)``; ids ``(H, W)`` as they are."""
-    return np.array(array if array.ndim == 2 else array.transpose(2, 0, 1), order="C")
-
-
-class PairedDataset:
-    """Windows of pairs, mirrored or not: a pure function of the data seed and the key.
-
-    A batch is fetched as a whole into one array per side, straight from the cache.
-
-    Args:
-        source: The pairs.
-        names: Their names.
-        input_side: 0 if side A is the network's input, 1 if side B is.
-        crop: (height, width) of the window, or None for all.
-        augment: Place the window at random and mirror as ``flip`` says; else it lies in the middle.
-        flip: Mirror half of the items left to right, both sides together.
-        seed: The data seed.
-    """
-
-    def __init__(
-        self,
-        source: PairSource,
-        names: Sequence[str],
-        input_side: int,
-        crop: HeightWidth | None,
-        augment: bool,
-        flip: bool,
-        seed: int,
-    ) -> None:
-        self.source = source
-        self.names = names
-        self.input_side = input_side
-        self.crop = crop
-        self.augment = augment
-        self.flip = flip
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, key: AnyKey) -> Item:
-        """Return one item: ``real_a`` and ``real_b`` channels first (label maps: ids), and ``name``."""
-        batch = self.__getitems__([epoch_and_index(key)])
-        return {name: value[0] for name, value in batch.items()}
-
-    def __getitems__(self, keys: Sequence[AnyKey]) -> Item:
-        """Return the batch of ``keys``; PyTorch's loader calls this instead of fetching item by item."""
-        inputs: list[Array] = []
-        targets: list[Array] = []
-        names = []
-        for key in keys:
-            epoch, index = epoch_and_index(key)
-            pair = self.source[index]
-            mirrored = False
-            uniforms = None
-            if self.augment:
-                row, column, coin = item_rng(self.seed, epoch, index).random(3).tolist()
-                uniforms, mirrored = (row, column), self.flip and coin > 0.5
-            top, left, height, width = window(pair[0].shape[-2:], self.crop, uniforms)
-            views = [side[..., top : top + height, left : left + width] for side in pair]
-            if mirrored:
-                views = [_mirror(view) for view in views]
-            inputs.append(views[self.input_side])
-            targets.append(views[1 - self.input_side])
-            names.append(self.names[index])
-        return {"real_a": _stack(inputs), "real_b": _stack(targets), "name": names}
-
-
-def _stack(views: Sequence[Array]) -> Tensor:
-    batch = np.empty((len(views), *views[0].shape), views[0].dtype)
-    for place, view in zip(batch, views, strict=True):
-        place[...] = view
-    return torch.from_numpy(batch)
-
-
-def _mirror(view: Array) -> Array:
-    """Return ``view`` mirrored left to right; PyTorch's kernel is vectorised, numpy's loop is not."""
-    if view.dtype == np.uint16:
-        return torch.from_numpy(view.view(np.int16)).flip(-1).numpy().view(np.uint16)
-    mirrored: Array = torch.from_numpy(view).flip(-1).numpy()
-    return mirrored
 
 
 class PairedDataModule(ImageDataModule):
@@ -332,8 +146,9 @@ class PairedDataModule(ImageDataModule):
         if not needed:
             return
         found = find_pairs(self.root, self.layout, self.folder_a, self.folder_b, self.val_fraction)
-        for note in found.notes:
-            rank_zero_info(note)
+        for split in needed:
+            if split in found.notes:
+                rank_zero_info(found.notes[split])
         root = None if self.root is None else Path(self.root).expanduser()
         sides = (self.input, self.output) if self.input_side == 0 else (self.output, self.input)
         sources: dict[str, PairSource] = {}
@@ -389,8 +204,9 @@ class PairedDataModule(ImageDataModule):
         """Return the pairs of a split, cached as configured, and what is wrong with them."""
         names = [loader.shown(files.a) for files in loader.files]
         paths = [path for files in loader.files for path in (files.a, files.b) if path is not None]
-        options = {"a": asdict(loader.a), "b": asdict(loader.b), "geometry": asdict(loader.geometry)}
-        disk = DiskCache(self.cache_dir, split, digest({**options, "training": loader.training}, paths))
+        formats = [(side.kind, side.channels, side.convert) for side in (loader.a, loader.b)]
+        options = {"sides": formats, "geometry": asdict(loader.geometry), "training": loader.training}
+        disk = DiskCache(self.cache_dir, self._slug(split), digest(options, paths))
         if self.cache == "disk" and (cached := disk.open()) is not None:
             return cached, []
         if self.cache == "none" and disk.stamp.exists():
@@ -404,13 +220,14 @@ class PairedDataModule(ImageDataModule):
         if problems or self.cache == "none":
             # Decode whatever can be, so that one report names everything.
             decodable = [names[index] for index in good]
-            decoded = in_threads(lambda i: _forget(loader[good[i]]), decodable, f"checking {split}")
+            decoded = in_threads(lambda i: loader.check(good[i]), decodable, f"checking {split}")
             problems += [outcome for outcome in decoded if outcome is not None]
         if problems:
             return loader, problems
         if self.cache == "none":
-            disk.stamp.parent.mkdir(parents=True, exist_ok=True)
-            disk.stamp.touch()
+            with contextlib.suppress(OSError):  # it only saves the next run a second look
+                disk.stamp.parent.mkdir(parents=True, exist_ok=True)
+                disk.stamp.touch()
             return loader, []
 
         layouts = loader.layouts(headers)
@@ -421,7 +238,16 @@ class PairedDataModule(ImageDataModule):
             if cached is None:
                 problems = disk.build(loader.__getitem__, names, layouts, f"decoding {split}")
                 cached = disk.open()
+                if cached is not None:
+                    rank_zero_info(
+                        f"the decoded pixels of {split} are in {disk.folder}; it may be deleted any time"
+                    )
         return cached or loader, problems
+
+    def _slug(self, split: str) -> str:
+        """Return a readable start for the name of a cache's folder: the data set's name and the split."""
+        name = Path(self.root if self.root is not None else self.folder_a or "").expanduser().resolve().stem
+        return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in f"{name}-{split}")
 
     def _fits_in_memory(self, layouts: tuple[Layout, Layout], split: str) -> bool:
         """Whether the decoded pixels of a split may live in memory; if not, say so."""
@@ -482,10 +308,6 @@ class PairedDataModule(ImageDataModule):
 
 def _to_network(pictures: Tensor, side: SideFormat) -> Tensor:
     return one_hot(pictures, side.channels) if side.kind == "labels" else scale_to_network(pictures)
-
-
-def _forget(pair: Pair) -> None:
-    """Let go of a pair that was decoded only to see whether it can be."""
 
 
 def _mixed_types(

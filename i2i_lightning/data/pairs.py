@@ -47,13 +47,13 @@ class FoundPairs:
         where: The config key and value that say where they were looked for.
         splits: The pairs of ``train``, ``val`` and ``test``. ``val`` and ``test`` may be the same list.
         problems: What is wrong with the folders of each split.
-        notes: What was decided for want of a split, to be said aloud.
+        notes: What was decided for want of a split, by the split it concerns, to be said aloud.
     """
 
     where: str
     splits: dict[str, list[PairFiles]]
     problems: dict[str, list[FileProblem]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 def find_pairs(
@@ -234,18 +234,18 @@ def _complete_splits(found: FoundPairs, val_fraction: float) -> None:
         names = {pair.name for pair in held_out}
         splits["train"] = [pair for pair in everything if pair.name not in names]
         splits["val"] = splits["test"] = held_out
-        found.notes.append(
+        found.notes["train"] = (
             f"{found.where} has neither val nor test: {len(held_out)} of {len(everything)} pairs are held "
             "out of the training for validation (data.val_fraction)"
         )
     elif "val" not in splits:
         splits["val"] = splits["test"]
         found.problems["val"] = found.problems.get("test", [])
-        found.notes.append(f"{found.where} has no val: validating on test ({len(splits['val'])} pairs)")
+        found.notes["val"] = f"{found.where} has no val: validating on test ({len(splits['val'])} pairs)"
     elif "test" not in splits:
         splits["test"] = splits["val"]
         found.problems["test"] = found.problems.get("val", [])
-        found.notes.append(f"{found.where} has no test: testing on val ({len(splits['test'])} pairs)")
+        found.notes["test"] = f"{found.where} has no test: testing on val ({len(splits['test'])} pairs)"
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -74,7 +74,9 @@ class EpochSampler(DistributedSampler[Key]):
         return np.resize(indices, self.total_size)[self.rank :: self.num_replicas]
 
     def __iter__(self) -> Iterator[Key]:
-        epoch = self.epoch
+        # Without shuffling there is nothing that an epoch could change: validation sees the same items each
+        # time.
+        epoch = self.epoch if self.shuffle else 0
         first = self._skip_items if epoch == self._skip_epoch else 0
         for index in self.order(epoch)[first:].tolist():
             yield epoch, index

@@ -20,12 +20,12 @@ FIRST_COLUMNS = ("step", "epoch")
 class CSVLog(Logger):
     """Write every logged number into ``<save_dir>/metrics.csv``.
 
-    ``step`` is the number of the batch in the run, counted from 0, however many optimisers a batch steps. Everything
-    logged under one step shares a row; a number that a step does not have leaves its cell empty.
+    ``step`` is the number of the batch in the run, counted from 0, however many optimisers a batch steps.
+    Everything logged under one step shares a row; a number that a step does not have leaves its cell empty.
 
-    An existing file is continued: rows from the first step logged now onwards are dropped, since the run is about to
-    write them again, and earlier rows stay. Rows are appended as the next step begins; the file is rewritten, beside
-    and renamed, only when a new column appears.
+    An existing file is continued: rows from the first step logged now onwards are dropped, since the run is
+    about to write them again, and earlier rows stay. Rows are appended as the next step begins; the file is
+    rewritten, beside and renamed, only when a new column appears.
 
     Args:
         save_dir: The run folder.
@@ -152,4 +152,8 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 def _cell(value: float) -> str:
     """Write a whole number as such, and any other with seven digits: what single precision holds."""
-    return str(int(value)) if math.isfinite(value) and abs(value) < 1e15 and value == int(value) else f"{value:.7g}"
+    return (
+        str(int(value))
+        if math.isfinite(value) and abs(value) < 1e15 and value == int(value)
+        else f"{value:.7g}"
+    )

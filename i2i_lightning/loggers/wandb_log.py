@@ -50,8 +50,9 @@ def wandb_log(
         save_dir: The run folder.
         project: W&B project.
         name: Shown name of the run; None takes the last two folders of ``save_dir``: experiment and time.
-        mode: online, offline or disabled; None takes ``WANDB_MODE`` from the environment or, without one, online if
-            a key is configured and offline otherwise. An offline run is sent later with ``wandb sync``.
+        mode: online, offline or disabled; None takes ``WANDB_MODE`` from the environment or, without one,
+            online if a key is configured and offline otherwise. An offline run is sent later with ``wandb
+            sync``.
         group: Group that the run belongs to, a sweep for instance.
         tags: Tags of the run.
         notes: A longer description.
@@ -65,13 +66,15 @@ def wandb_log(
         import wandb
     except ImportError as error:
         raise UserError(
-            "logger=wandb needs the package wandb, which is not installed: pip install 'i2i_lightning[wandb]'\n"
+            "logger=wandb needs the package wandb, not installed here: pip install 'i2i_lightning[wandb]'\n"
             "or leave it out: metrics.csv and index.html are written in any case"
         ) from error
     mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
     mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
     if mode not in MODES:
-        raise UserError(f"logger.wandb.mode={mode}: give one of {', '.join(MODES)}, or null to choose by the key")
+        raise UserError(
+            f"logger.wandb.mode={mode}: give one of {', '.join(MODES)}, or null to choose by the key"
+        )
     if mode == "online" and not has_key():
         raise UserError(
             "logger.wandb.mode=online needs a key: set WANDB_API_KEY or run 'wandb login'\n"
@@ -95,7 +98,7 @@ def wandb_log(
 
 
 def has_key() -> bool:
-    """Say whether W&B would find a key without asking: in the environment, or under its host in the netrc file."""
+    """Say whether W&B would find a key without asking: in the environment, or in the netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc

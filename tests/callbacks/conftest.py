@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from torch import Tensor, nn
 
 from i2i_lightning.data.module import ImageDataModule
@@ -33,7 +34,11 @@ class ShapeSet:
         grey = np.where(disc, 230, ground)
         colour = rng.integers(30, 255, 3)[:, None, None]
         real_b = np.where(disc[None], colour, ground[None]).astype(np.uint8)
-        return {"real_a": np.stack([grey] * 3).astype(np.uint8), "real_b": real_b, "name": f"shape_{index:03d}.png"}
+        return {
+            "real_a": np.stack([grey] * 3).astype(np.uint8),
+            "real_b": real_b,
+            "name": f"shape_{index:03d}.png",
+        }
 
 
 class Shapes(ImageDataModule):
@@ -64,7 +69,9 @@ Script = Callable[[int], dict[str, float]]
 class Scripted(LightningModule):
     """Two optimisers, one convolution each; the terms are what ``script`` says for the batch's number."""
 
-    def __init__(self, script: Script | None = None, output: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self, script: Script | None = None, output: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.generator = nn.Conv2d(3, 3, 3, padding=1)
@@ -93,7 +100,11 @@ class Scripted(LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         with torch.no_grad():
-            return {"real_a": batch["real_a"], "fake_b": self.output(batch["real_a"]), "real_b": batch["real_b"]}
+            return {
+                "real_a": batch["real_a"],
+                "fake_b": self.output(batch["real_a"]),
+                "real_b": batch["real_b"],
+            }
 
     test_step = validation_step
 
@@ -143,8 +154,8 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
             "devices": 1,
             "max_epochs": 2,
             "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
+            "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
+            "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
             "enable_model_summary": False,
             "use_distributed_sampler": False,
             "log_every_n_steps": 2,

@@ -24,7 +24,7 @@ def test_order_is_a_permutation_that_changes_with_epoch_and_seed() -> None:
 def test_without_shuffling_the_order_is_the_files() -> None:
     sampler = EpochSampler(5, shuffle=False)
     sampler.set_epoch(7)
-    assert list(sampler) == [(7, index) for index in range(5)]
+    assert list(sampler) == [(0, index) for index in range(5)]
 
 
 @pytest.mark.parametrize(("size", "ranks"), [(8, 2), (7, 2), (7, 3), (2, 5)])

@@ -62,11 +62,13 @@ def test_hinge_and_wasserstein_are_not_halved() -> None:
 @pytest.mark.parametrize("mode", GAN_MODES)
 def test_losses_push_the_logits_the_right_way(mode: str) -> None:
     real, fake = torch.zeros(4, requires_grad=True), torch.zeros(4, requires_grad=True)
-    discriminator_loss(real, fake, mode).backward()  # type: ignore[arg-type]
-    assert real.grad is not None and fake.grad is not None
-    assert (real.grad < 0).all() and (fake.grad >= 0).all()
+    discriminator_loss(real, fake, mode).backward()
+    assert real.grad is not None
+    assert fake.grad is not None
+    assert (real.grad < 0).all()
+    assert (fake.grad >= 0).all()
     fake.grad = None
-    generator_loss(fake, mode).backward()  # type: ignore[arg-type]
+    generator_loss(fake, mode).backward()
     assert (fake.grad < 0).all()
 
 
@@ -74,27 +76,28 @@ def test_losses_push_the_logits_the_right_way(mode: str) -> None:
 @pytest.mark.parametrize("mode", GAN_MODES)
 def test_half_precision_logits_are_judged_in_float32(mode: str, dtype: torch.dtype) -> None:
     real, fake = torch.randn(2, 1, 30, 30).to(dtype), torch.randn(2, 1, 30, 30).to(dtype)
-    loss = discriminator_loss(real, fake, mode)  # type: ignore[arg-type]
+    loss = discriminator_loss(real, fake, mode)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(
         discriminator_loss(real.double(), fake.double(), mode).item(), rel=1e-5
-    )  # type: ignore[arg-type]
-    assert generator_loss(fake, mode).dtype == torch.float32  # type: ignore[arg-type]
+    )
+    assert generator_loss(fake, mode).dtype == torch.float32
 
 
 @pytest.mark.parametrize("mode", GAN_MODES)
 def test_logits_of_any_size_stay_finite(mode: str) -> None:
     huge = torch.tensor([-1e4, 1e4], requires_grad=True)
-    (discriminator_loss(huge, huge, mode) + generator_loss(huge, mode)).backward()  # type: ignore[arg-type]
-    assert huge.grad is not None and huge.grad.isfinite().all()
+    (discriminator_loss(huge, huge, mode) + generator_loss(huge, mode)).backward()
+    assert huge.grad is not None
+    assert huge.grad.isfinite().all()
 
 
 def test_unknown_mode_lists_the_known_ones() -> None:
-    for call in (lambda: discriminator_loss(REAL, FAKE, "wgan"), lambda: generator_loss(FAKE, "wgan")):  # type: ignore[arg-type]
+    for call in (lambda: discriminator_loss(REAL, FAKE, "wgan"), lambda: generator_loss(FAKE, "wgan")):
         with pytest.raises(UserError, match="gan_mode=wgan: choose one of vanilla, lsgan, hinge, wgangp"):
             call()
     with pytest.raises(UserError, match="gan_mode=wgan"):
-        real_threshold("wgan")  # type: ignore[arg-type]
+        real_threshold("wgan")
 
 
 def test_threshold_lies_between_the_labels() -> None:

@@ -46,7 +46,8 @@ def test_random_alphas_stay_between_the_two_images() -> None:
 
     gradient_penalty(critic, real, fake)
     mixed = seen[0].flatten()
-    assert ((mixed >= 0) & (mixed <= 1)).all() and mixed.unique().numel() > 50
+    assert ((mixed >= 0) & (mixed <= 1)).all()
+    assert mixed.unique().numel() > 50
 
 
 def test_logits_of_a_patch_critic_are_summed() -> None:
@@ -64,7 +65,8 @@ def test_parameters_get_the_derivative_of_the_penalty() -> None:
     gradient_penalty(lambda x: (x * weight).flatten(1).sum(1), real, fake).backward()
     norm = weight.detach().norm()
     torch.testing.assert_close(weight.grad, 2 * (norm - 1) * weight.detach() / norm, rtol=1e-10, atol=1e-12)
-    assert real.grad is None and fake.grad is None
+    assert real.grad is None
+    assert fake.grad is None
 
 
 def test_vanishing_slope_costs_one_and_stays_finite() -> None:
@@ -73,7 +75,8 @@ def test_vanishing_slope_costs_one_and_stays_finite() -> None:
     penalty = gradient_penalty(lambda x: (x * weight).flatten(1).sum(1), real, fake)
     penalty.backward()
     assert penalty.item() == 1.0
-    assert weight.grad is not None and weight.grad.isfinite().all()
+    assert weight.grad is not None
+    assert weight.grad.isfinite().all()
 
 
 def test_half_precision_and_autocast_are_lifted_to_float32() -> None:
@@ -81,7 +84,8 @@ def test_half_precision_and_autocast_are_lifted_to_float32() -> None:
     critic = torch.nn.Conv2d(2, 1, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         penalty = gradient_penalty(critic, real, fake, alpha=torch.rand(3))
-    assert penalty.dtype == torch.float32 and penalty.requires_grad
+    assert penalty.dtype == torch.float32
+    assert penalty.requires_grad
 
 
 def test_shapes_must_match() -> None:

@@ -50,7 +50,7 @@ def test_norm_layer_makes_each_kind_and_lists_them_in_its_error() -> None:
     assert isinstance(norm_layer("syncbatch")(4), nn.SyncBatchNorm)
     assert isinstance(norm_layer("none")(4), nn.Identity)
     with pytest.raises(UserError, match="norm=bach: choose one of batch, instance, syncbatch, none"):
-        norm_layer("bach")  # type: ignore[arg-type]
+        norm_layer("bach")
 
 
 def test_spectral_convolution_has_largest_singular_value_one() -> None:
@@ -87,7 +87,8 @@ def test_spectral_convolution_iterates_in_training_only_and_survives_two_forward
     conv.train()
     (conv(x).sum() + conv(2 * x).square().sum()).backward()
     assert not torch.equal(conv.u, before)
-    assert conv.weight.grad is not None and conv.weight.grad.isfinite().all()
+    assert conv.weight.grad is not None
+    assert conv.weight.grad.isfinite().all()
     assert set(conv.state_dict()) == {"weight", "bias", "u", "v"}
     assert torch.equal(copy.deepcopy(conv).u, conv.u)
 
@@ -144,4 +145,4 @@ def test_init_refits_spectral_vectors_and_lists_its_kinds() -> None:
     sigma = torch.dot(conv.u, conv.weight.flatten(1) @ conv.v)
     assert sigma.item() == pytest.approx(torch.linalg.svdvals(conv.weight.flatten(1))[0].item(), rel=0.02)
     with pytest.raises(UserError, match="init=gauss: choose one of normal"):
-        init_weights(conv, "gauss")  # type: ignore[arg-type]
+        init_weights(conv, "gauss")

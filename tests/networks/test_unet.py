@@ -66,7 +66,7 @@ def nested(unet: UNet, in_channels: int, make_norm: type[nn.Module], bias: bool)
 @pytest.mark.parametrize(("norm", "make_norm"), [("batch", nn.BatchNorm2d), ("instance", nn.InstanceNorm2d)])
 def test_outputs_and_gradients_equal_the_nested_formulation(norm: str, make_norm: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    unet = UNet(3, 2, num_downs=6, base_channels=4, norm=norm, dropout="none", init_gain=0.3).double()  # type: ignore[arg-type]
+    unet = UNet(3, 2, num_downs=6, base_channels=4, norm=norm, dropout="none", init_gain=0.3).double()
     reference, levels = nested(unet, 3, make_norm, bias=norm == "instance")
     reference.double()
     x = torch.randn(2, 3, 64, 128, dtype=torch.float64)
@@ -167,7 +167,8 @@ def test_size_error_names_the_size_the_multiple_and_a_depth_that_fits() -> None:
     with pytest.raises(UserError) as caught:
         unet(torch.zeros(1, 3, 96, 40))
     message = str(caught.value)
-    assert "multiples of 32 px" in message and "40" in message and "num_downs to at most 3" in message
+    for part in ("multiples of 32 px", "got 96x40", "num_downs to at most 3"):
+        assert part in message
     assert message.count("\n") <= 2
     with pytest.raises(UserError, match="multiples of 32"):
         unet.check_size(33, 32)
@@ -178,7 +179,7 @@ def test_wrong_options_are_refused() -> None:
     with pytest.raises(UserError, match="num_downs=1"):
         UNet(3, 3, num_downs=1)
     with pytest.raises(UserError, match="dropout=papper: choose one of reference, paper, none"):
-        UNet(3, 3, dropout="papper")  # type: ignore[arg-type]
+        UNet(3, 3, dropout="papper")
     with pytest.raises(UserError, match=r"\(N, 3, H, W\), got \(1, 4, 8, 8\)"):
         UNet(3, 3, num_downs=2, base_channels=2)(torch.zeros(1, 4, 8, 8))
 

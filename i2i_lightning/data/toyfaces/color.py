@@ -19,7 +19,7 @@ def _mixed(image: Tensor, matrix: Tensor) -> Tensor:
 
 
 def rgb_to_lab(rgb: Tensor) -> Tensor:
-    """Convert sRGB in [0, 1], ``(N, 3, H, W)``, to CIE L*a*b* (D65): L in [0, 100], a and b within [-108, 99]."""
+    """Convert sRGB in [0, 1], ``(N, 3, H, W)``, to CIE L*a*b* (D65): L in [0, 100], a, b in [-108, 99]."""
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4)
     xyz = _mixed(linear, rgb.new_tensor(_TO_XYZ))
     f = torch.where(xyz > _EDGE**3, xyz.clamp(min=_EDGE**3) ** (1 / 3), xyz / (3 * _EDGE**2) + 4 / 29)
@@ -28,7 +28,7 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """Convert CIE L*a*b* (D65), ``(N, 3, H, W)``, to sRGB, clamped to [0, 1] where the colour lies outside it."""
+    """Convert CIE L*a*b* (D65), ``(N, 3, H, W)``, to sRGB, clamped to [0, 1] where it lies outside."""
     lightness, a, b = lab.unbind(1)
     y = (lightness + 16) / 116
     f = torch.stack([y + a / 500, y, y - b / 200], 1)

@@ -20,9 +20,10 @@ from i2i_lightning.types import UserError
 class ToyFaces:
     """The faces of one split of one version; item ``i`` is a pure function of ``(version, split, i)``.
 
-    An item is a dict: the drawings asked for (see :func:`~i2i_lightning.data.toyfaces.render.render`), ``landmarks`` float32
-    ``(K, 2)`` in [0, 1], ``parameters`` float32 ``(P,)`` named by ``VECTOR_NAMES``, ``attributes`` a dict of names to bools,
-    ``name`` a text and ``face`` the :class:`~i2i_lightning.data.toyfaces.parameters.FaceParameters`.
+    An item is a dict: the drawings asked for (see :func:`~i2i_lightning.data.toyfaces.render.render`),
+    ``landmarks`` float32 ``(K, 2)`` in [0, 1], ``parameters`` float32 ``(P,)`` named by ``VECTOR_NAMES``,
+    ``attributes`` a dict of names to bools, ``name`` a text and ``face`` the
+    :class:`~i2i_lightning.data.toyfaces.parameters.FaceParameters`.
 
     Args:
         split: ``train``, ``val`` or ``test``.

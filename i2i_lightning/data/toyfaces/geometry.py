@@ -1,14 +1,15 @@
 """Where everything in a toy face lies: signed distance fields, and the landmarks they share.
 
-The canvas is the square of half side :data:`VIEW` around (0, -0.04), with y downwards; a pixel is a sample at its centre,
-so nothing here knows a resolution.
-Three frames are used. *Canvas* ``(x, y)`` holds the body. *Head* ``(hx, hy)`` is the canvas moved, scaled and rolled with
-the head. *Face* ``(u, v)`` slides over the head with yaw and pitch, most where the head bulges towards the viewer: the
-parallax of a turned head, smooth and invertible, which the drawing follows backwards (pixel to face) and the landmarks
-forwards (face to pixel).
+The canvas is the square of half side :data:`VIEW` around (0, -0.04), with y downwards; a pixel is a sample at
+its centre, so nothing here knows a resolution. Three frames are used. *Canvas* ``(x, y)`` holds the body.
+*Head* ``(hx, hy)`` is the canvas moved, scaled and rolled with the head. *Face* ``(u, v)`` slides over the
+head with yaw and pitch, most where the head bulges towards the viewer: the parallax of a turned head, smooth
+and invertible, which the drawing follows backwards (pixel to face) and the landmarks forwards (face to
+pixel).
 
-Each part is one signed distance field, negative inside, in canvas units. Everything that is ever drawn (photo, cartoon,
-parsing, instances, edges, regions) is derived from these fields, and therefore agrees to the pixel.
+Each part is one signed distance field, negative inside, in canvas units. Everything that is ever drawn
+(photo, cartoon, parsing, instances, edges, regions) is derived from these fields, and therefore agrees to the
+pixel.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ CLASS_NAMES = (
     "cloth",
     "hair",
 )
-"""The classes of the parsing map, index 0 to 10. ``hair`` includes beards, ``ears`` earrings, ``glasses`` lenses."""
+"""The classes of the parsing map. ``hair`` includes beards, ``ears`` earrings, ``glasses`` lenses."""
 
 CLASS_PALETTE: tuple[tuple[int, int, int], ...] = (
     (32, 36, 56),
@@ -138,7 +139,7 @@ LANDMARK_NAMES = (
     "mouth_right",
     "mouth_bottom",
 )
-"""The named points; left and right are the viewer's, a jaw runs from the left ear over the chin to the right ear."""
+"""The named points; left and right are the viewer's, the jaw runs from left to right over the chin."""
 
 FIVE_POINTS = ("pupil_left", "pupil_right", "nose_tip", "mouth_left", "mouth_right")
 """The five points that face alignment commonly uses, by name."""
@@ -158,7 +159,7 @@ FLIPPED_LANDMARKS = tuple(LANDMARK_NAMES.index(_mirrored_name(name)) for name in
 
 def flip_landmarks(points: FloatArray) -> FloatArray:
     """Return the landmarks of the mirror image; ``points`` is ``(K, 2)``, x then y, in [0, 1]."""
-    flipped = points[list(FLIPPED_LANDMARKS)].copy()
+    flipped: FloatArray = points[list(FLIPPED_LANDMARKS)].copy()
     flipped[:, 0] = 1 - flipped[:, 0]
     return flipped
 
@@ -170,7 +171,7 @@ def clip01(values: FloatArray) -> FloatArray:
 
 
 class Eye(NamedTuple):
-    """One eye: centre in the face frame, half width, lid heights, tilt, iris centre (eye frame) and radius."""
+    """One eye: centre in the face frame, half width, lid heights, tilt, iris centre and radius."""
 
     u: float
     v: float
@@ -238,7 +239,7 @@ class Measures:
         put(self, "eyes", (eyes[0], eyes[1]))
 
     def mouth_curves(self, t: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-        """Heights v of the outer upper, inner upper, inner lower and outer lower lip line at ``t`` in [-1, 1]."""
+        """Heights v of the four lip lines, outer upper to outer lower, at ``t`` in [-1, 1]."""
         arch = 1 - t * t
         middle = self.mouth_v - 0.062 * self.face.smile * (t * t - 0.35)
         inner_upper = middle - 0.35 * self.mouth_gap * arch
@@ -282,10 +283,10 @@ class Measures:
 
 @dataclass
 class Geometry:
-    """The frames and signed distance fields of one face on a ``size_px`` square canvas, all float32 ``(H, W)``.
+    """The frames and signed distance fields of one face on a square canvas, all float32 ``(H, W)``.
 
-    ``distance`` maps each part of :data:`PARTS` that the face has to its field, from back to front; ``detail`` holds
-    fields that are drawn but not labelled (irises, teeth, the line between the lips, ...).
+    ``distance`` maps each part of :data:`PARTS` that the face has to its field, from back to front;
+    ``detail`` holds fields that are drawn but not labelled (irises, teeth, the line between the lips, ...).
     """
 
     face: FaceParameters
@@ -302,14 +303,16 @@ class Geometry:
     detail: dict[str, FloatArray] = field(default_factory=dict)
 
     def cover(self, distance: FloatArray, softness: float = 0.0) -> FloatArray:
-        """Coverage in [0, 1] of a part: the analytic antialiasing of its edge, blurred by ``softness`` canvas units."""
+        """Coverage in [0, 1] of a part: its edge antialiased, and blurred by ``softness`` canvas units."""
         return clip01(0.5 - distance / (self.pixel + softness))
 
     def window(self, distance: FloatArray, margin: float) -> tuple[tuple[slice, slice, slice], Geometry]:
-        """Return the (channels,) rows and columns within ``margin`` canvas units of a part, and the geometry seen through them.
+        """Return the index of the pixels within ``margin`` of a part, and the geometry seen through it.
 
-        Small parts are drawn through their window, which is most of the speed at larger sizes; where the whole canvas is
-        small, finding the window costs more than it saves.
+        The index is (channels, rows, columns) of an image.
+
+        Small parts are drawn through their window, which is most of the speed at larger sizes; where the
+        whole canvas is small, finding the window costs more than it saves.
         """
         if self.size_px < 100:
             return (slice(None), slice(None), slice(None)), self
@@ -318,10 +321,20 @@ class Geometry:
         if not len(rows):
             rows = columns = np.zeros(1, dtype=np.intp)
         cut = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-        frames = [values[cut] for values in (self.x, self.y, self.hx, self.hy, self.u, self.v)]
-        seen = Geometry(self.face, self.measures, self.size_px, self.pixel, *frames)
-        seen.distance = {name: values[cut] for name, values in self.distance.items()}
-        seen.detail = {name: values[cut] for name, values in self.detail.items()}
+        seen = Geometry(
+            self.face,
+            self.measures,
+            self.size_px,
+            self.pixel,
+            x=self.x[cut],
+            y=self.y[cut],
+            hx=self.hx[cut],
+            hy=self.hy[cut],
+            u=self.u[cut],
+            v=self.v[cut],
+            distance={name: values[cut] for name, values in self.distance.items()},
+            detail={name: values[cut] for name, values in self.detail.items()},
+        )
         return (slice(None), *cut), seen
 
     def stroke(self, distance: FloatArray, width: float) -> FloatArray:
@@ -348,11 +361,12 @@ def _box(x: FloatArray, y: FloatArray, rx: float, ry: float, corner: float) -> F
 def _union(a: FloatArray, b: FloatArray, blend: float) -> FloatArray:
     """Smooth union of two parts; ``blend`` is the width of the fillet."""
     h = np.maximum(blend - np.abs(a - b), 0) / blend
-    return np.minimum(a, b) - h * h * (blend / 4)
+    values: FloatArray = np.minimum(a, b) - h * h * (blend / 4)
+    return values
 
 
 def head_radius(m: Measures, hx: FloatArray, hy: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The egg of the head, an ellipse above, a power curve from round to square below: radius (1 on it) and slope."""
+    """The egg of the head, an ellipse above, a power curve below: its radius (1 on the outline) and slope."""
     x = hx - m.chin_shift(hy)
     a = m.half_width
     below = hy > 0
@@ -373,7 +387,7 @@ def head_distance(m: Measures, hx: FloatArray, hy: FloatArray) -> FloatArray:
 
 
 class _Hair(NamedTuple):
-    """A hair style: growth of the dome above and aside, where the sides end, hairline, and the shape of the opening."""
+    """A hair style: growth of the dome above and aside, where the sides end, and the shape of the opening."""
 
     above: float
     aside: float
@@ -396,7 +410,7 @@ _HAIR: dict[str, _Hair] = {
 
 
 def _hair(g: Geometry) -> None:
-    """Hair is a dome around the head minus the opening that shows the face; long hair also falls behind the neck."""
+    """Hair is a dome around the head minus the opening of the face; long hair also falls behind the neck."""
     face, m = g.face, g.measures
     if face.hair_style == "bald":
         return
@@ -658,7 +672,7 @@ def build_geometry(face: FaceParameters, size_px: int) -> Geometry:
 
 
 def landmarks(face: FaceParameters) -> FloatArray:
-    """Return the points of :data:`LANDMARK_NAMES`, float32 ``(K, 2)``: x then y, in [0, 1] of the image's side.
+    """Return the points of :data:`LANDMARK_NAMES`, float32 ``(K, 2)``: x then y, in [0, 1] of the side.
 
     A value is the position on the canvas, not a pixel number: multiply by the side and subtract 0.5 for pixel
     coordinates. Points are the true ones whether or not hair or sunglasses hide them.
@@ -672,16 +686,16 @@ def landmarks(face: FaceParameters) -> FloatArray:
         points[name] = m.to_canvas(*m.face_to_head(shifted, at_v))
 
     # The jaw lies on the outline, which does not slide: walk it by angle in the head frame.
+    angles = [math.radians(180 - 22.5 * index) for index in range(9)]
+    cosines, sines = np.array([math.cos(a) for a in angles]), np.array([math.sin(a) for a in angles])
+    low, high = np.zeros(9), np.full(9, 2.0)
+    for _ in range(40):
+        radius = 0.5 * (low + high)
+        hx, hy = (radius * cosines).astype(np.float32), (radius * sines).astype(np.float32)
+        inside = head_distance(m, hx, hy) < 0
+        low, high = np.where(inside, radius, low), np.where(inside, high, radius)
     for index in range(9):
-        angle = math.radians(180 - 22.5 * index)
-        low, high = 0.0, 2.0
-        for _ in range(40):
-            radius = 0.5 * (low + high)
-            hx, hy = np.float32(radius * math.cos(angle)), np.float32(radius * math.sin(angle))
-            inside = float(head_distance(m, hx, hy)) < 0
-            low, high = (radius, high) if inside else (low, radius)
-        name = "chin" if index == 4 else f"jaw_{index}"
-        points[name] = m.to_canvas(hx, hy)
+        points["chin" if index == 4 else f"jaw_{index}"] = m.to_canvas(hx[index], hy[index])
     for eye, side, sign in zip(m.eyes, ("left", "right"), (-1.0, 1.0), strict=True):
         cos, sin = math.cos(eye.tilt), math.sin(eye.tilt)
         places = {

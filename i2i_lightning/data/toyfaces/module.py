@@ -32,7 +32,7 @@ LIGHTNESS_SCALE, CHROMA_SCALE = 50.0, 110.0
 
 
 def _from_photo(kind: str, photo: ByteArray) -> ByteArray:
-    """Make a side that is not drawn but derived from the photo ``(3, H, W)``: ``grey``, ``low`` or ``lab``."""
+    """Make a side that is derived from the photo ``(3, H, W)``: ``grey``, ``low`` or ``lab``."""
     if kind == "lab":
         return photo  # Becomes L and ab as floats, on the device.
     picture = Image.fromarray(np.ascontiguousarray(photo.transpose(1, 2, 0)))
@@ -49,10 +49,14 @@ class ToyFacesPairs:
     Args:
         faces: Which faces.
         task: Name of the task.
-        flip: Mirror each training item with probability 1/2, as a pure function of ``(seed, epoch, index)``. Exact: no side
-            of any task says left or right. Items then carry no truth, because the truth does.
+        flip: Mirror each training item with probability 1/2, as a pure function of ``(seed, epoch, index)``.
+            Exact: no side of any task says left or right. Items then carry no truth, because the truth does.
         truth: Add ``parsing``, ``landmarks`` and ``parameters`` to every item.
         seed: The data seed.
+
+    Attributes:
+        class_colours: Mean target colour of each parsing class over the split, float64 ``(11, 3)`` in levels
+            0 to 255; what a painter would use who knows the parsing and nothing else.
     """
 
     def __init__(
@@ -63,11 +67,9 @@ class ToyFacesPairs:
         self.flip = flip
         self.seed = seed
         size = faces.size_px
-        drawn = {kind for kind in (table.a, table.b) if kind in KINDS}
-        if drawn != {table.a, table.b}:
+        drawn = {"parsing", *(kind for kind in (table.a, table.b) if kind in KINDS)}
+        if not {table.a, table.b} <= drawn:
             drawn.add("photo")
-        if truth:
-            drawn.add("parsing")
         source = ToyFaces(faces.split, size, sorted(drawn), len(faces), faces.version)
 
         def sides(index: int) -> tuple[dict[str, Any], ByteArray, ByteArray]:
@@ -86,12 +88,18 @@ class ToyFacesPairs:
         with ThreadPoolExecutor(available_cores() if size >= 128 else 1) as pool:
             message = f"Drawing {len(faces)} {faces.split} faces at {size} px"
             bar = tqdm(
-                pool.map(sides, range(len(faces))), message, len(faces), leave=False, delay=1.0, unit="face"
+                pool.map(sides, range(len(faces))), message, len(faces), leave=False, delay=1.0, unit="face", disable=None
             )
+            sums, counts = np.zeros((3, len(CLASS_NAMES))), np.zeros(len(CLASS_NAMES))
             for index, (item, a, b) in enumerate(bar):
                 self.a[index], self.b[index] = a, b
+                classes = item["parsing"].ravel()
+                counts += np.bincount(classes, minlength=len(counts))
+                for channel in range(3):
+                    sums[channel] += np.bincount(classes, b[channel].ravel(), len(counts))
                 for name, values in self.truth.items():
                     values.append(item[name])
+        self.class_colours: npt.NDArray[np.float64] = (sums / np.maximum(counts, 1)).T
 
     def __len__(self) -> int:
         return len(self.names)
@@ -112,12 +120,14 @@ class ToyFacesPairs:
 class ToyFacesDataModule(ImageDataModule):
     """The embedded data set for one paired task.
 
-    Validation and test batches also carry the truth: ``parsing`` long ``(N, H, W)``, ``landmarks`` float ``(N, K, 2)`` in
-    [0, 1] and ``parameters`` float ``(N, P)``; see ``geometry.LANDMARK_NAMES`` and ``parameters.VECTOR_NAMES``.
+    Validation and test batches also carry the truth: ``parsing`` long ``(N, H, W)``, ``landmarks`` float
+    ``(N, K, 2)`` in [0, 1] and ``parameters`` float ``(N, P)``; see ``geometry.LANDMARK_NAMES`` and
+    ``parameters.VECTOR_NAMES``.
 
     Args:
         task: One of :data:`~i2i_lightning.data.toyfaces.tasks.TASKS`.
-        crop_px: Side of the square pictures. Nothing is cropped: the key is the one by which networks learn the size.
+        crop_px: Side of the square pictures. Nothing is cropped: the key is the one by which networks learn
+            the size.
         num_train: Training faces; more than 4000 is fine.
         num_val: Validation faces.
         num_test: Test faces.
@@ -193,7 +203,7 @@ class ToyFacesDataModule(ImageDataModule):
             self.test_set = ToyFacesPairs(self.faces["test"], self.task, truth=True, seed=self.seed)
 
     def to_network(self, batch: Item) -> PairedBatch:
-        """Return images as floats in [-1, 1] and label maps one-hot, on the device the batch is on; the truth as it is."""
+        """Return images as floats in [-1, 1] and label maps one-hot, on the batch's device; and the truth."""
         if self.table.b == "lab":
             lab = rgb_to_lab(batch["real_b"].float() / 255)
             real_a, real_b = lab[:, :1] / LIGHTNESS_SCALE - 1, lab[:, 1:] / CHROMA_SCALE
@@ -218,7 +228,7 @@ class ToyFacesDataModule(ImageDataModule):
         return images_to_rgb(real_a)
 
     def display_output(self, b: Tensor, real_a: Tensor) -> Tensor:
-        """Return outputs or targets as RGB, uint8 ``(N, 3, H, W)``; ab together with the lightness of the input."""
+        """Return outputs or targets as RGB, uint8 ``(N, 3, H, W)``; ab with the lightness of the input."""
         return self._lab_rgb(b, real_a) if self.table.b == "lab" else images_to_rgb(b)
 
     @staticmethod
@@ -241,7 +251,7 @@ def class_palette() -> Tensor:
 
 
 def decode_palette(rgb: Tensor, palette: Sequence[Sequence[int]] = CLASS_PALETTE) -> Tensor:
-    """Return the class of the nearest palette colour, long ``(N, H, W)``, of pictures uint8 ``(N, 3, H, W)``."""
+    """Return the class of the nearest palette colour, long ``(N, H, W)``; ``rgb`` is ``(N, 3, H, W)``."""
     colours = torch.tensor(palette, dtype=torch.float32, device=rgb.device)
     pixels = rgb.float().movedim(1, -1)
     return torch.cdist(pixels.flatten(0, -2), colours).argmin(-1).reshape(pixels.shape[:-1])

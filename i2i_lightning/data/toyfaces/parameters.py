@@ -1,10 +1,12 @@
 """What a toy face is: about sixty named numbers, drawn from a fixed, versioned distribution.
 
-The parameters of face ``index`` of a split are a pure function of ``(version, split, index)``: they are read off an
-integer hash (splitmix64), not off a random generator, so they are the same on every machine, in every order, for every
-release of NumPy. A split can therefore be extended without changing the faces it already has, and two splits share none.
+The parameters of face ``index`` of a split are a pure function of ``(version, split, index)``: they are read
+off an integer hash (splitmix64), not off a random generator, so they are the same on every machine, in every
+order, for every release of NumPy. A split can therefore be extended without changing the faces it already
+has, and two splits share none.
 
-Sides are the viewer's: ``left`` is the left of the image. Angles and most shapes are given in [-1, 1] or [0, 1].
+Sides are the viewer's: ``left`` is the left of the image. Angles and most shapes are given in [-1, 1] or [0,
+1].
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ _SKIN_TONES = np.array(
         (211, 158, 122),
         (180, 124, 89),
         (141, 91, 62),
-        (103, 64, 44),
-        (78, 48, 35),
+        (116, 75, 53),
+        (96, 62, 46),
     ],
     dtype=np.float64,
 )
@@ -98,7 +100,8 @@ _BACKDROP_HUES = np.array(
 class FaceParameters:
     """One face. Colours are sRGB triples in [0, 1]; everything else is a plain number, a flag or a name."""
 
-    # Pose: 1 is about 30 degrees of yaw, 20 of pitch, 15 of roll; positive yaw looks to the right of the image.
+    # Pose: 1 is about 30 degrees of yaw, 20 of pitch, 15 of roll; positive yaw looks to the right of the
+    # image.
     yaw: float
     pitch: float
     roll: float
@@ -271,11 +274,12 @@ def hash_uniforms(count: int, *key: int) -> npt.NDArray[np.float64]:
         words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         words = words ^ (words >> np.uint64(31))
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    uniforms: npt.NDArray[np.float64] = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return uniforms
 
 
 class _Draws:
-    """Uniform numbers taken one after the other; every face takes all of them, so each parameter keeps its own."""
+    """Uniform numbers taken one after the other; every face takes all, so each parameter keeps its own."""
 
     def __init__(self, uniforms: npt.NDArray[np.float64]) -> None:
         self._uniforms = uniforms
@@ -302,7 +306,7 @@ class _Draws:
         """Vary brightness by ``spread`` and each channel by a quarter of it; sRGB 0..255 in, 0..1 out."""
         gain = 1 + self.uniform(-spread, spread)
         red, green, blue = (
-            min(max(channel * gain * (1 + self.uniform(-spread, spread) / 4) / 255, 0.02), 0.99)
+            float(min(max(channel * gain * (1 + self.uniform(-spread, spread) / 4) / 255, 0.02), 0.99))
             for channel in rgb
         )
         return red, green, blue

@@ -1,8 +1,9 @@
 """Draw a toy face: photo, cartoon, parsing, instances, regions and edges from one set of distance fields.
 
-Drawing is resolution independent: every edge is antialiased analytically from its signed distance, textures live on
-fixed lattices of the canvas and not on pixels, so a face at 512 px is the face at 32 px seen from nearer by. Light is
-added up in (nearly) linear light: colours are squared on the way in and their square root is taken on the way out.
+Drawing is resolution independent: every edge is antialiased analytically from its signed distance, textures
+live on fixed lattices of the canvas and not on pixels, so a face at 512 px is the face at 32 px seen from
+nearer by. Light is added up in (nearly) linear light: colours are squared on the way in and their square root
+is taken on the way out.
 """
 
 from __future__ import annotations
@@ -51,14 +52,16 @@ def _over(image: FloatArray, colour: FloatArray, alpha: FloatArray) -> None:
 
 def _smooth(low: float, high: float, value: FloatArray) -> FloatArray:
     t = clip01((value - low) * (1 / (high - low)))
-    return t * t * (3 - 2 * t)
+    values: FloatArray = t * t * (3 - 2 * t)
+    return values
 
 
 @lru_cache(maxsize=64)
 def _tent(size_px: int, cells: int) -> FloatArray:
-    """The weights of linear interpolation from ``cells + 1`` lattice points to pixel centres, (size_px, cells + 1)."""
+    """Weights of linear interpolation from ``cells + 1`` lattice points to pixels, (size_px, cells + 1)."""
     position = (np.arange(size_px, dtype=np.float32) + 0.5) * (cells / size_px)
-    return np.maximum(1 - np.abs(position[:, None] - np.arange(cells + 1, dtype=np.float32)), 0)
+    values: FloatArray = np.maximum(1 - np.abs(position[:, None] - np.arange(cells + 1, dtype=np.float32)), 0)
+    return values
 
 
 @lru_cache(maxsize=4)
@@ -70,22 +73,24 @@ def _film(cells: int) -> FloatArray:
 
 
 def _grain(g: Geometry, cells: int) -> FloatArray:
-    """Fine noise in [-1, 1] as of :func:`_lattice`, from one sheet that is shifted for each face: much cheaper."""
+    """Fine noise in [-1, 1] as of :func:`_lattice`, from one sheet that is shifted for each face."""
     seed = g.face.texture_seed
     sheet = np.roll(_film(cells), (seed % (cells + 1), seed // 1000 % (cells + 1)), axis=(0, 1))
-    return _tent(g.size_px, cells) @ sheet @ _tent(g.size_px, cells).T
+    values: FloatArray = _tent(g.size_px, cells) @ sheet @ _tent(g.size_px, cells).T
+    return values
 
 
 def _lattice(g: Geometry, cells_x: int, cells_y: int, stream: int) -> FloatArray:
-    """Value noise in [-1, 1]: random numbers on a fixed lattice of the canvas, linearly interpolated, (H, W)."""
+    """Value noise in [-1, 1]: random numbers on a lattice of the canvas, linearly interpolated, (H, W)."""
     values = hash_uniforms((cells_x + 1) * (cells_y + 1), g.face.texture_seed, stream)
     table = (2 * values - 1).astype(np.float32).reshape(cells_y + 1, cells_x + 1)
 
-    return _tent(g.size_px, cells_y) @ table @ _tent(g.size_px, cells_x).T
+    noise: FloatArray = _tent(g.size_px, cells_y) @ table @ _tent(g.size_px, cells_x).T
+    return noise
 
 
 def _strands(g: Geometry, along: FloatArray, frequency: float, stream: int) -> FloatArray:
-    """Noise in [-1, 1] that varies along one coordinate only, fading out where it is finer than the pixels."""
+    """Noise in [-1, 1] that varies along one coordinate, fading out where it is finer than the pixels."""
     table = (2 * hash_uniforms(256, g.face.texture_seed, stream) - 1).astype(np.float32)
     position = along * frequency + 128
     low = np.floor(position)
@@ -93,7 +98,8 @@ def _strands(g: Geometry, along: FloatArray, frequency: float, stream: int) -> F
     index = low.astype(np.int32) & 255
     share = share * share * (3 - 2 * share)
     noise = table[index] * (1 - share) + table[(index + 1) & 255] * share
-    return noise * min(1.0, 0.8 / (frequency * g.pixel))
+    values: FloatArray = noise * min(1.0, 0.8 / (frequency * g.pixel))
+    return values
 
 
 class _Light:
@@ -131,7 +137,8 @@ def _relief(g: Geometry) -> FloatArray:
     """The height of the face: an ellipsoid with sockets, cheeks, nose, lips and chin as smooth bumps."""
     m, face = g.measures, g.face
     radius, _ = head_radius(m, g.hx, g.hy)
-    # Steep towards the outline, but never a cliff; beyond it the slope goes on, so that the rim has a proper normal.
+    # Steep towards the outline, but never a cliff; beyond it the slope goes on, so that the rim has a proper
+    # normal.
     height = np.where(
         radius < 1.02,
         0.42 * np.sqrt(np.maximum(1.10 - radius * radius, 0.05)),
@@ -220,7 +227,8 @@ def _hair_colour(g: Geometry, light: _Light, back: bool) -> FloatArray:
         return light.lit(albedo * 0.45 * (1 + 0.25 * fine), 0.6 * diffuse)
     colour = light.lit(albedo * (1 + 0.42 * fine), diffuse)
     lift = sheen * (0.25 + 0.75 * diffuse) * (0.35 + 0.65 * face.light_strength)
-    return colour + (0.35 * np.sqrt(albedo) + 0.25) * lift * light.key
+    values: FloatArray = colour + (0.35 * np.sqrt(albedo) + 0.25) * lift * light.key
+    return values
 
 
 def _cloth_colour(g: Geometry, light: _Light) -> FloatArray:
@@ -479,7 +487,10 @@ def _lines(g: Geometry, part: str) -> FloatArray:
     if part == "nose":
         # Only the lower edge of the nose is drawn.
         low = _smooth(g.measures.nose_base - 0.075, g.measures.nose_base - 0.04, g.v)
-        return np.maximum(g.stroke(distance, width * 0.8) * low, 0.8 * g.cover(g.detail["nostrils"]))
+        values: FloatArray = np.maximum(
+            g.stroke(distance, width * 0.8) * low, 0.8 * g.cover(g.detail["nostrils"])
+        )
+        return values
     if part == "lens_clear" or part == "lens_dark":
         return np.zeros_like(distance)
     if part.startswith("brow"):
@@ -510,7 +521,7 @@ def _lines(g: Geometry, part: str) -> FloatArray:
 
 
 def cartoon(g: Geometry) -> ByteArray:
-    """Draw the flat picture with dark outlines, uint8 ``(3, H, W)`` sRGB; the same face as the photo, to the pixel."""
+    """Draw the same face in flat colours with dark outlines, uint8 ``(3, H, W)`` sRGB."""
     face, m = g.face, g.measures
     flat = _flat_colours(face)
     image = np.broadcast_to(
@@ -566,7 +577,8 @@ def cartoon(g: Geometry) -> ByteArray:
             fill(_mix(face.hair_rgb, (1, 1, 1), 0.28), inside * g.cover(np.maximum(glint, 0.44 * arc)))
         ink = _mix(_mix(flat[part], _BLACK, 0.78), (0.10, 0.06, 0.10), 0.5)
         fill(ink, _lines(g, part))
-    return np.clip(np.rint(255 * image), 0, 255).astype(np.uint8)
+    drawn: ByteArray = np.clip(np.rint(255 * image), 0, 255).astype(np.uint8)
+    return drawn
 
 
 def edges(g: Geometry) -> ByteArray:
@@ -581,7 +593,7 @@ def edges(g: Geometry) -> ByteArray:
 
 
 def _front(g: Geometry) -> npt.NDArray[np.intp]:
-    """For each pixel the position in :data:`PARTS` of the foremost part that holds its centre, or -1: (H, W)."""
+    """For each pixel the position in :data:`PARTS` of the foremost part at its centre, or -1: (H, W)."""
     front = np.full((g.size_px, g.size_px), -1, dtype=np.intp)
     order = list(PARTS)
     for part, distance in g.distance.items():
@@ -618,9 +630,7 @@ def paint(index: ByteArray) -> ByteArray:
         UserError: If an index is no class.
     """
     if int(index.max(initial=0)) >= len(CLASS_PALETTE):
-        raise UserError(
-            f"parsing index {int(index.max())}: there are {len(CLASS_PALETTE)} classes, 0 to {len(CLASS_PALETTE) - 1}"
-        )
+        raise UserError(f"parsing index {int(index.max())}: the classes are 0 to {len(CLASS_PALETTE) - 1}")
     table = np.array(CLASS_PALETTE, dtype=np.uint8)
     return np.ascontiguousarray(table[index].transpose(2, 0, 1))
 
@@ -648,8 +658,8 @@ def render(face: FaceParameters, size_px: int, kinds: Sequence[str] = KINDS) -> 
         kinds: Any of :data:`KINDS`.
 
     Returns:
-        uint8 arrays by kind: ``(3, H, W)`` for photo, cartoon, regions and palette, ``(1, H, W)`` for edges and
-        ``(H, W)`` for the index maps parsing and instances.
+        uint8 arrays by kind: ``(3, H, W)`` for photo, cartoon, regions and palette, ``(1, H, W)`` for edges
+        and ``(H, W)`` for the index maps parsing and instances.
 
     Raises:
         UserError: If a kind is unknown or the size is below 8 px.

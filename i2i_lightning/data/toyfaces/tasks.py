@@ -1,4 +1,4 @@
-"""The paired tasks of ToyFaces as a plain table; nothing is imported, so that a configuration can read it quickly."""
+"""The paired tasks of ToyFaces as a plain table that imports nothing: a configuration reads it quickly."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NamedTuple
 class Task(NamedTuple):
     """What is drawn for the two sides of a pair, and what the networks see of it.
 
-    ``a`` and ``b`` name drawings of ``render.KINDS``, or something made from the photo: ``grey``, ``low``, ``lab``. A side
-    of kind ``labels`` is one-hot over its channels, one of kind ``image`` is in [-1, 1].
+    ``a`` and ``b`` name drawings of ``render.KINDS``, or something made from the photo: ``grey``, ``low``,
+    ``lab``. A side of kind ``labels`` is one-hot over its channels, one of kind ``image`` is in [-1, 1].
     """
 
     a: str

@@ -1,0 +1,197 @@
+"""Every config file composes, is checked, and builds what it names."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from i2i_lightning import config
+from i2i_lightning.cli.check import check_config, describe, fits, load_target
+from i2i_lightning.types import UserError
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+FILES = sorted(path for path in CONF.glob("*/*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def hydra() -> Iterator[None]:
+    config.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> DictConfig:
+    return compose("train", overrides=list(overrides))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_every_option_composes_and_checks(path: Path) -> None:
+    cfg = composed(f"{path.parent.name}={path.stem}")
+    check_config(cfg)
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize("path", [*FILES, CONF / "train.yaml"], ids=lambda path: path.stem)
+def test_every_file_begins_with_a_note(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    notes = [line for line in lines[:3] if line.startswith("#") and not line.startswith("# @package")]
+    assert notes, "say in the first lines what this option is"
+    assert all(len(line) <= 130 for line in lines)
+
+
+def nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from nodes(value, f"{path}.{key}")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_nodes_of_ours_list_every_option(path: Path) -> None:
+    """A key that a file leaves out cannot be set from the shell without a ``+``: so files list all of them."""
+    if "callbacks" in path.parts or "logger" in path.parts:
+        pytest.skip("entries of these groups list what people change")
+    for where, node in nodes(yaml.safe_load(path.read_text(encoding="utf-8"))):
+        if str(node["_target_"]).startswith("i2i_lightning."):
+            parameters = inspect.signature(load_target(where, node["_target_"])).parameters
+            missing = set(parameters) - set(node)
+            assert not missing, f"{where} leaves out {missing}"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_build(method: str) -> None:
+    cfg = composed(f"method={method}", "generator.base_channels=4", "discriminator.base_channels=4")
+    built = instantiate(cfg.method, _convert_="all")
+    assert type(built).__name__ == cfg.method._target_.rpartition(".")[2]
+
+
+@pytest.mark.parametrize("group", ["generator", "discriminator", "optimizer", "scheduler", "data"])
+def test_options_build(group: str) -> None:
+    for path in sorted((CONF / group).glob("*.yaml")):
+        cfg = composed(f"{group}={path.stem}")
+        if "base_channels" in cfg[group]:
+            cfg[group].base_channels = 2
+        instantiate(cfg[group], _convert_="all")
+
+
+def test_precedence_is_shell_over_experiment_over_method() -> None:
+    assert composed("experiment=pix2pix_facades").generator.num_downs == 8  # the experiment's generator
+    assert composed("experiment=pix2pix_facades", "generator=resnet_6").generator.num_blocks == 6
+    assert composed("experiment=pix2pix_facades").name == "pix2pix_facades"  # over the method's name
+    assert composed("experiment=pix2pix_facades", "name=mine").name == "mine"
+    assert composed("method=pix2pix").name == "pix2pix"
+    assert composed("experiment=pix2pix_facades", "loss.lambda_l1=7").loss.lambda_l1 == 7
+    assert composed("experiment=pix2pix_facades", "data.crop_px=128").data.crop_px == 128
+
+
+def test_references_follow_what_they_refer_to() -> None:
+    cfg = composed("data=paired", "data.crop_px=[64,96]", "data.in_channels=11", "trainer.max_epochs=50")
+    assert cfg.generator.num_downs == 5
+    assert cfg.generator.in_channels == 11
+    assert cfg.discriminator.in_channels == 14
+    assert cfg.scheduler.total_epochs == 50
+    assert cfg.scheduler.decay_epochs == 25
+    assert cfg.method.generator.num_downs == 5
+    assert composed("data=paired", "method.conditional=false").discriminator.in_channels == 3
+    assert composed("precision=bf16").trainer.precision == "bf16-mixed"
+
+
+def test_facades_experiment_is_the_papers() -> None:
+    cfg = composed("experiment=pix2pix_facades")
+    data = cfg.data
+    assert (data.load_px, data.crop_px, data.batch_size, data.direction) == (286, 256, 1, "b_to_a")
+    assert (cfg.trainer.max_epochs, cfg.scheduler.decay_epochs) == (200, 100)
+    assert (cfg.loss.lambda_gan, cfg.loss.lambda_l1, cfg.loss.gan_mode) == (1, 100, "vanilla")
+    assert (cfg.optimizer.lr, list(cfg.optimizer.betas)) == (2e-4, [0.5, 0.999])
+
+
+@pytest.mark.parametrize(
+    ("crop_px", "depth"), [(64, 6), (128, 7), (256, 8), (512, 8), (96, 5), (100, 2), ([128, 64], 6), (None, 8)]
+)
+def test_unet_depth(crop_px: Any, depth: int) -> None:
+    assert config.unet_depth(crop_px) == depth
+
+
+@pytest.mark.parametrize("crop_px", [0, -4, [], "64", [64, None]])
+def test_unet_depth_refuses(crop_px: Any) -> None:
+    with pytest.raises(ValueError, match="crop_px"):
+        config.unet_depth(crop_px)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+loss.lamda_l1=3"], "loss.lamda_l1: no such key. Did you mean loss.lambda_l1?\nloss has: gan_mode, la"),
+        (["loss.lambda_l1=abc"], "loss.lambda_l1='abc': give a number"),
+        (["loss.lambda_l1=true"], "loss.lambda_l1=True: give a number"),
+        (["loss.gan_mode=lsgn"], "loss.gan_mode='lsgn': give vanilla or lsgan or hinge or wgangp"),
+        (["optimizer.betas=[0.5]"], "optimizer.betas=[0.5]: give a list of 2, each a number"),
+        (["optimizer.lr=fast"], "optimizer.lr='fast': give a number"),
+        (["+optimizer.learning_rate=1"], "optimizer.learning_rate: no such key"),
+        (["trainer.max_epochs=x"], "trainer.max_epochs='x': give a whole number or null"),
+        (["trainer.max_epochs=1.5"], "trainer.max_epochs=1.5: give a whole number or null"),
+        (["trainer.max_epochs=null"], "scheduler.total_epochs=null: give a whole number"),
+        (["+trainer.gradient_clip_val=1"], "trainer.gradient_clip_val: not to be set here; use method.clip_norm"),
+        (["+trainer.logger=false"], "trainer.logger: not to be set here; use the logger group"),
+        (["generator.num_downs=???"], "generator.num_downs: missing; give it a value: generator.num_downs=..."),
+        (["~generator.in_channels"], "generator.in_channels: UNet needs it"),
+        (["generator.num_downs=${nowhere}"], "generator.num_downs: Interpolation key 'nowhere' not found"),
+        (["method.generator=unet"], "method.generator='unet': give a node whose _target_ makes a Module"),
+        (["loss._target_=os.system"], "loss._target_=os.system: a config may only name i2i_lightning.*"),
+        (["loss._target_=i2i_lightning.methods.pix2pix.Pix2PixLos"], "Did you mean Pix2PixLoss?"),
+        (["loss._target_=i2i_lightning.nowhere.X"], "no module named i2i_lightning.nowhere"),
+        (["+callbacks.galery.num_samples=3"], "callbacks.galery: no such key. Did you mean callbacks.gallery?"),
+        (["+callbacks.gallery.sampels=3"], "callbacks.gallery.sampels: no such key"),
+        (["seed=-1"], "seed=-1: give a whole number from 0"),
+        (["+extra=1"], "extra: no such key"),
+    ],
+)
+def test_check_names_the_slip(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as slip:
+        check_config(composed("data=paired", *overrides))
+    assert message in str(slip.value)
+    assert len(str(slip.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["callbacks.gallery=null"],
+        ["~callbacks.gallery"],
+        ["method.clip_norm=1"],
+        ["trainer.devices=[0,1]"],
+        ["trainer.limit_train_batches=0.5"],
+        ["+trainer.max_time={hours: 2}"[1:]],
+        ["data.crop_px=[64,128]"],
+        ["data.root='a b'"],
+        ["loss.lambda_l1=1"],
+    ],
+)
+def test_check_lets_good_values_pass(overrides: list[str]) -> None:
+    check_config(composed("data=paired", *overrides))
+
+
+def test_fits_and_describe() -> None:
+    assert fits(1, float)
+    assert not fits(1.0, int)
+    assert not fits(True, int)
+    assert fits([1, 2], tuple[int, int])
+    assert not fits([1, 2, 3], tuple[int, int])
+    assert not fits("ab", list[str])
+    assert not fits({"a": 1}, int)
+    assert fits(None, int | None)
+    assert not fits(None, int)
+    assert fits("x", Any)
+    assert describe(int | None) == "a whole number or null"
+    assert describe(tuple[float, float]) == "a list of 2, each a number"
