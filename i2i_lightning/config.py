@@ -63,9 +63,9 @@ def register() -> None:
 
 
 def run_folder() -> str:
-    """Return the folder of the run that Hydra has started, else the working folder: ``${run_folder:}``."""
+    """Return the folder of the run that Hydra has started, else ``outputs``: ``${run_folder:}``."""
     if not HydraConfig.initialized() or OmegaConf.is_missing(HydraConfig.get().runtime, "output_dir"):
-        return "."
+        return "outputs"
     return str(HydraConfig.get().runtime.output_dir)
 
 

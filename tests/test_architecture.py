@@ -119,10 +119,23 @@ def test_no_junk_drawer(checkout: Path) -> None:
 @pytest.mark.parametrize("module", ["commands.train", "cli.help"])
 def test_help_imports_nothing_heavy(checkout: Path, module: str) -> None:
     """What ``--help`` loads at import time: the standard library, PyYAML and modules of that kind."""
-    light = {f"{PACKAGE}.{name}" for name in ("cli.app", "cli.folders", "cli.words", "cli.help", "cli")} | {PACKAGE}
+    light = {f"{PACKAGE}.{name}" for name in ("cli.app", "cli.folders", "cli.words", "cli.help", "cli")} | {
+        PACKAGE
+    }
     trees = dict(modules(checkout))
     top_level = ast.Module(
-        [node for node in trees[f"{PACKAGE}.{module}"].body if isinstance(node, (ast.Import, ast.ImportFrom))], []
+        [
+            node
+            for node in trees[f"{PACKAGE}.{module}"].body
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+        ],
+        [],
     )
     for imported in imports(f"{PACKAGE}.{module}", top_level):
-        assert imported in light or imported.split(".")[0] not in (PACKAGE, "torch", "lightning", "hydra", "omegaconf")
+        assert imported in light or imported.split(".")[0] not in (
+            PACKAGE,
+            "torch",
+            "lightning",
+            "hydra",
+            "omegaconf",
+        )

@@ -117,7 +117,8 @@ def test_facades_experiment_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("crop_px", "depth"), [(64, 6), (128, 7), (256, 8), (512, 8), (96, 5), (100, 2), ([128, 64], 6), (None, 8)]
+    ("crop_px", "depth"),
+    [(64, 6), (128, 7), (256, 8), (512, 8), (96, 5), (100, 2), ([128, 64], 6), (None, 8)],
 )
 def test_unet_depth(crop_px: Any, depth: int) -> None:
     assert config.unet_depth(crop_px) == depth
@@ -132,7 +133,10 @@ def test_unet_depth_refuses(crop_px: Any) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["+loss.lamda_l1=3"], "loss.lamda_l1: no such key. Did you mean loss.lambda_l1?\nloss has: gan_mode, la"),
+        (
+            ["+loss.lamda_l1=3"],
+            "loss.lamda_l1: no such key. Did you mean loss.lambda_l1?\nloss has: gan_mode, la",
+        ),
         (["loss.lambda_l1=abc"], "loss.lambda_l1='abc': give a number"),
         (["loss.lambda_l1=true"], "loss.lambda_l1=True: give a number"),
         (["loss.gan_mode=lsgn"], "loss.gan_mode='lsgn': give vanilla or lsgan or hinge or wgangp"),
@@ -142,16 +146,25 @@ def test_unet_depth_refuses(crop_px: Any) -> None:
         (["trainer.max_epochs=x"], "trainer.max_epochs='x': give a whole number or null"),
         (["trainer.max_epochs=1.5"], "trainer.max_epochs=1.5: give a whole number or null"),
         (["trainer.max_epochs=null"], "scheduler.total_epochs=null: give a whole number"),
-        (["+trainer.gradient_clip_val=1"], "trainer.gradient_clip_val: not to be set here; use method.clip_norm"),
+        (
+            ["+trainer.gradient_clip_val=1"],
+            "trainer.gradient_clip_val: not to be set here; use method.clip_norm",
+        ),
         (["+trainer.logger=false"], "trainer.logger: not to be set here; use the logger group"),
-        (["generator.num_downs=???"], "generator.num_downs: missing; give it a value: generator.num_downs=..."),
+        (
+            ["generator.num_downs=???"],
+            "generator.num_downs: missing; give it a value: generator.num_downs=...",
+        ),
         (["~generator.in_channels"], "generator.in_channels: UNet needs it"),
         (["generator.num_downs=${nowhere}"], "generator.num_downs: Interpolation key 'nowhere' not found"),
         (["method.generator=unet"], "method.generator='unet': give a node whose _target_ makes a Module"),
         (["loss._target_=os.system"], "loss._target_=os.system: a config may only name i2i_lightning.*"),
         (["loss._target_=i2i_lightning.methods.pix2pix.Pix2PixLos"], "Did you mean Pix2PixLoss?"),
         (["loss._target_=i2i_lightning.nowhere.X"], "no module named i2i_lightning.nowhere"),
-        (["+callbacks.galery.num_samples=3"], "callbacks.galery: no such key. Did you mean callbacks.gallery?"),
+        (
+            ["+callbacks.galery.num_samples=3"],
+            "callbacks.galery: no such key. Did you mean callbacks.gallery?",
+        ),
         (["+callbacks.gallery.sampels=3"], "callbacks.gallery.sampels: no such key"),
         (["seed=-1"], "seed=-1: give a whole number from 0"),
         (["+extra=1"], "extra: no such key"),

@@ -72,8 +72,9 @@ class App:
         run = _Launch(self, words)
         try:
             run.go()
-        except KeyboardInterrupt:
-            print("\ninterrupted", file=sys.stderr)
+        except KeyboardInterrupt as stop:
+            if is_first_process():
+                print(f"\n{self.program}: stopped. {stop}".rstrip(), file=sys.stderr)
             return 130
         except Exception as error:
             if debug:
@@ -186,18 +187,20 @@ class _Launch:
 
         from i2i_lightning.cli import check, record
 
-        folder = Path(HydraConfig.get().runtime.output_dir)
+        hydra = HydraConfig.get()
+        overrides = list(hydra.overrides.task) if self.checkpoint is None else self.repeated
         command = shlex.join([self.app.program, *self.words])
+        run = record.Run(config, Path(hydra.runtime.output_dir), command, overrides, self.checkpoint)
         try:
             check.check_config(config)
             quiet_others()
             if self.announcement and is_first_process():
                 print(self.announcement, flush=True)
             self.announcement = ""
-            self.app.task(record.Run(config, folder, command, self.repeated, self.checkpoint))
+            self.app.task(run)
         except Exception as error:
             if self.checkpoint is None and is_first_process():
-                record.discard_if_empty(folder)
+                record.discard_if_empty(run)
             if self.sweeps:
                 raise  # sweepers count failures
             self.slip = error  # raised again outside, past Hydra's own words on it

@@ -1,8 +1,8 @@
 """What a run writes down about itself, and how a later run reads it back to continue.
 
 A run folder holds ``config.yaml`` (resolved), ``environment.json`` (commit, versions, platform, command and
-seed), ``.hydra/`` (the config with its interpolations, as Hydra saves it) and, once continued,
-``resumes.jsonl`` with one line per continuation.
+seed), ``.hydra/`` (the config with its interpolations, and the overrides, as Hydra would save them) and, once
+continued, ``resumes.jsonl`` with one line per continuation.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from i2i_lightning import __version__
 from i2i_lightning.types import UserError
 
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "numpy", "pillow")
+SOURCE = Path(".hydra", "config.yaml")
 RECORDS = {".hydra", "config.yaml", "environment.json"}
 LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """One job of a command: what to do, and where.
 
@@ -36,8 +37,9 @@ class Run:
         config: The composed and checked config.
         folder: The run folder.
         command: The command line as it was typed.
-        overrides: The command line's overrides that a continuation of this run has to repeat.
+        overrides: The overrides of a new run; of a continued one, those that differ from the run's own config.
         checkpoint: The checkpoint that the run continues from; None for a new run.
+        started: Whether the records of a new run are written, and the folder thereby its own.
     """
 
     config: DictConfig
@@ -45,6 +47,7 @@ class Run:
     command: str
     overrides: list[str] = field(default_factory=list)
     checkpoint: Path | None = None
+    started: bool = False
 
 
 def environment(run: Run) -> dict[str, Any]:
@@ -95,11 +98,15 @@ def start(run: Run) -> None:
         with (folder / "config.yaml").open("x", encoding="utf-8") as file:
             file.write(OmegaConf.to_yaml(run.config, resolve=True))
     except FileExistsError as error:
-        raise UserError(
-            f"{folder} holds a run already; continue it with resume={shlex.quote(str(folder))}"
-        ) from error
+        raise UserError(f"{shown(folder)} holds a run already. {how_to_continue(folder)}".rstrip()) from error
+    run.started = True
     text = json.dumps(environment(run), indent=2, ensure_ascii=False)
     (folder / "environment.json").write_text(text + "\n", encoding="utf-8")
+    # Hydra itself would write these before anything is checked, over those of a run that is there already.
+    (folder / SOURCE).parent.mkdir(exist_ok=True)
+    (folder / SOURCE).write_text(OmegaConf.to_yaml(run.config), encoding="utf-8")
+    overrides = OmegaConf.to_yaml(OmegaConf.create(run.overrides))
+    (folder / SOURCE).with_name("overrides.yaml").write_text(overrides, encoding="utf-8")
 
 
 def continued(run: Run) -> None:
@@ -109,9 +116,13 @@ def continued(run: Run) -> None:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def discard_if_empty(folder: Path) -> None:
-    """Remove the ``folder`` of a run that died before it made anything, and parents left empty by that."""
-    if not folder.is_dir() or any(entry.name not in RECORDS for entry in folder.iterdir()):
+def discard_if_empty(run: Run) -> None:
+    """Remove the folder of a run that died before it made anything, and parents left empty by that.
+
+    What another run wrote into the same folder stays.
+    """
+    folder, own = run.folder, RECORDS if run.started else set()
+    if not folder.is_dir() or any(entry.name not in own for entry in folder.iterdir()):
         return
     shutil.rmtree(folder)
     for parent in list(folder.parents)[:2]:  # outputs/<name>, at most outputs/<name>/multirun
@@ -133,7 +144,7 @@ def find_run(resume: str) -> tuple[Path, Path]:
     if not path.exists():
         raise UserError(f"resume={resume}: no such folder or checkpoint")
     inside = path if path.is_dir() else path.parent
-    folder = next((f for f in (inside, *inside.parents) if (f / ".hydra" / "config.yaml").is_file()), None)
+    folder = next((f for f in (inside, *inside.parents) if (f / SOURCE).is_file()), None)
     if folder is None or (path.is_dir() and folder != path):
         raise UserError(
             f"resume={resume}: not a run folder, it has no .hydra/config.yaml{_runs_inside(path)}"
@@ -158,7 +169,7 @@ def saved_config(folder: Path) -> tuple[DictConfig, list[str]]:
 
     The config still has its interpolations: ``trainer.max_epochs=20`` must reach the schedule too.
     """
-    config = cast(DictConfig, OmegaConf.load(folder / ".hydra" / "config.yaml"))
+    config = cast(DictConfig, OmegaConf.load(folder / SOURCE))
     log = folder / "resumes.jsonl"
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     return config, json.loads(lines[-1])["overrides"] if lines else []
@@ -168,3 +179,9 @@ def shown(path: Path) -> str:
     """Return ``path`` as a person in the working folder would write it."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def how_to_continue(folder: Path) -> str:
+    """Return the words that continue the run in ``folder``, or nothing if it has no checkpoint yet."""
+    has_checkpoint = (folder / LAST_CHECKPOINT).is_file()
+    return f"Continue with {shlex.quote(f'resume={shown(folder)}')}" if has_checkpoint else ""

@@ -48,7 +48,12 @@ def train(run: Run) -> None:
     )
     if run.checkpoint is None and is_first_process():
         record.start(run)
-    trainer.fit(method, datamodule=datamodule, ckpt_path=run.checkpoint)
+    try:
+        trainer.fit(method, datamodule=datamodule, ckpt_path=run.checkpoint)
+    except SystemExit as stop:  # how Lightning ends on Ctrl+C, after its callbacks have tidied up
+        if not trainer.interrupted:
+            raise
+        raise KeyboardInterrupt(record.how_to_continue(run.folder)) from stop
     if is_first_process():
         if not began and run.checkpoint is not None:
             print(

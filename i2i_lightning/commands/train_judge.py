@@ -64,6 +64,8 @@ def main(words: list[str] | None = None) -> None:
     scores = {"recipe": recipe, "torch": torch.__version__, "test": rows}
     (arguments.out / SCORES_NAME).write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     for name, row in rows.items():
+        if name == "chance":
+            continue
         say(
             f"{name}: mean IoU {row['iou']:.3f}, pixels {row['pixel_accuracy']:.3f},"
             f" landmarks {row['landmark_error']:.3f}, parameters {row['parameter_error']:.3f},"

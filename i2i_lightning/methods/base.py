@@ -154,6 +154,15 @@ class Method(LightningModule):
             f"{player}/accuracy_fake": (pred_fake <= threshold).float().mean(),
         }
 
+    def on_train_start(self) -> None:
+        """Refuse to clip gradients that a fused optimiser unscales only inside its own step."""
+        fused = any(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in self.trainer.optimizers)
+        if self.clip_norm is not None and self.trainer.precision == "16-mixed" and fused:
+            raise UserError(
+                f"method.clip_norm={self.clip_norm} with precision=fp16 would clip scaled gradients in a fused optimiser: "
+                "set optimizer.fused=false, or take precision=bf16"
+            )
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip here, where a gradient scaler has already been undone."""
         if self.clip_norm is not None:

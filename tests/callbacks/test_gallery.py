@@ -77,10 +77,11 @@ def test_the_page_of_a_finished_run(scripted: Any, shapes: Any, make_trainer: An
     assert all(address.startswith("data:") for address in page.addresses), "everything is in the file"
     assert not re.search(r"https?://|@import|url\(|<script", page.html)
     for words in (
-        "toy <run>", "finished", "3/3 epochs", "36 images seen", "best val/l1, epoch", "Newest results after epoch 3",
-        "input output target", "shape_100.png", "Over the epochs", "generator l1", "generator total",
+        "toy <run>", "finished", "3/3 epochs", "36 images seen", "best val/l1, epoch",
+        "Newest results after epoch 3", "input output target", "shape_100.png", "Over the epochs",
+        "generator l1", "generator total",
         "discriminator accuracy real 0.6 fake 0.5", "discriminator logits", "val/psnr", "learning rate 0.01",
-        "epoch 1 all < well", "Report task: faces", "error 0.25", "outputs 0.7",
+        "epoch 1 all < well", "Report task: faces", "pixel l1 0.25", "outputs 0.7",
         "name: <b>toy</b> & co", "git abc123", "torch 2.6",
     ):  # fmt: skip
         assert words in page.text, words

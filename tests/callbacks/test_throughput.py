@@ -48,7 +48,7 @@ def test_images_per_second_and_wait_are_those_of_the_run(
     assert [row["step"] for row in logged] == ["2", "5", "8", "11"]
     for row in logged:
         wait_ms = float(row["perf/data_wait_ms"])
-        assert 2 * WAIT_S * 1000 <= wait_ms < 4 * WAIT_S * 1000
+        assert 2 * WAIT_S * 1000 <= wait_ms < 10 * WAIT_S * 1000
         # Two images a batch, and a batch waits at least for both of them.
         assert float(row["perf/images_per_s"]) < 2000 / wait_ms
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -287,3 +289,14 @@ def test_schedulers_step_once_an_epoch() -> None:
 def test_impossible_losses_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         Pix2PixLoss(**options)
+
+
+def test_fused_fp16_clipping_is_refused() -> None:
+    # On a CPU Lightning turns 16-mixed into bf16-mixed, so the trainer is made up.
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    for fused, refused in ((True, True), (False, False)):
+        method = build(clip_norm=1.0)
+        optimizers = [torch.optim.Adam(parameters, fused=fused)]
+        method.trainer = SimpleNamespace(precision="16-mixed", optimizers=optimizers)  # type: ignore[assignment]
+        with pytest.raises(UserError, match=r"optimizer\.fused=false") if refused else nullcontext():
+            method.on_train_start()

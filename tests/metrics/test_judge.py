@@ -126,7 +126,7 @@ def test_the_shipped_judge_is_small_and_safe():
     with resources.as_file(resources.files("i2i_lightning.metrics").joinpath(WEIGHTS_NAME)) as path:
         assert path.stat().st_size <= 4 * 2**20
         torch.load(path, weights_only=True)
-    assert set(held_out_scores()["test"]) == {"photo_64", "cartoon_64", "photo_128", "cartoon_128"}
+    assert set(held_out_scores()["test"]) == {"photo_64", "cartoon_64", "photo_128", "cartoon_128", "chance"}
 
 
 @pytest.mark.parametrize("size_px", [64, 128])

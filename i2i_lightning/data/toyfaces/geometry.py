@@ -215,24 +215,24 @@ class Measures:
         put(self, "roll", math.radians(15) * face.roll)
         put(self, "nose_base", 0.195 * (1 + 0.10 * face.nose_length) * length)
         put(self, "mouth_v", self.nose_base + 0.135 * length)
-        put(self, "mouth_half", 0.132 * width * (1 + 0.16 * face.mouth_width + 0.16 * max(face.smile, 0.0)))
+        put(self, "mouth_half", 0.132 * width * (1 + 0.20 * face.mouth_width + 0.16 * max(face.smile, 0.0)))
         put(self, "mouth_gap", 0.10 * face.mouth_open)
-        thickness = 0.020 + 0.020 * face.lip_thickness
+        thickness = 0.018 + 0.026 * face.lip_thickness
         put(self, "lips", (thickness, 1.25 * thickness))
         squint = face.eye_open * (1 - 0.22 * max(face.smile, 0.0))
         eyes = []
         for side in (-1.0, 1.0):
-            size = 1 + 0.13 * face.eye_size
+            size = 1 + 0.17 * face.eye_size
             eyes.append(
                 Eye(
-                    u=side * 0.172 * width * (1 + 0.10 * face.eye_spacing),
+                    u=side * 0.172 * width * (1 + 0.12 * face.eye_spacing),
                     v=0.0,
                     half_width=0.086 * size,
                     upper=0.070 * size * squint,
                     lower=0.044 * size * (0.55 + 0.45 * squint),
-                    tilt=-side * math.radians(9) * face.eye_slant,
-                    iris_u=0.030 * face.gaze_x,
-                    iris_v=-0.010 * squint + 0.014 * face.gaze_y,
+                    tilt=-side * math.radians(13) * face.eye_slant,
+                    iris_u=0.036 * face.gaze_x,
+                    iris_v=-0.010 * squint + 0.018 * face.gaze_y,
                     iris_radius=0.047 * size,
                 )
             )
@@ -526,7 +526,7 @@ def _brow(g: Geometry, eye: Eye, side: str) -> None:
     sign = 1.0 if side == "right" else -1.0
     du = (g.u - eye.u * 1.03) * sign
     t = du / 0.108
-    thickness = (0.014 + 0.017 * face.brow_thickness) * np.clip(1 - 0.45 * t, 0.35, 1.3)
+    thickness = (0.014 + 0.020 * face.brow_thickness) * np.clip(1 - 0.45 * t, 0.35, 1.3)
     dv = g.v - brow_height(g.measures, t)
     g.distance[f"brow_{side}"] = (
         np.maximum(np.abs(dv) - thickness * np.clip(1.15 - t * t * t * t, 0, 1), np.abs(du) - 0.108)
@@ -538,7 +538,7 @@ def brow_height(m: Measures, t: FloatArray) -> FloatArray:
     """Height v of the middle of a brow; ``t`` runs from -1 at its inner to 1 at its outer end."""
     face = m.face
     return (
-        -0.128 - 0.026 * face.brow_height - 0.008 * face.smile + 0.026 * t * t - 0.030 * face.brow_angle * t
+        -0.130 - 0.032 * face.brow_height - 0.008 * face.smile + 0.026 * t * t - 0.042 * face.brow_angle * t
     )
 
 
@@ -546,7 +546,7 @@ def _nose(g: Geometry) -> None:
     face, m = g.face, g.measures
     u = g.u - m.nose_shift(g.v)
     base = m.nose_base
-    wide = 1 + 0.20 * face.nose_width
+    wide = 1 + 0.28 * face.nose_width
     rise = np.clip((g.v + 0.02) / base, 0, 1)
     bridge = np.maximum(np.abs(u) - (0.020 + 0.020 * wide * rise), np.maximum(g.v - base + 0.04, 0.0 - g.v))
     tip = _ellipse(u, g.v - base + 0.046, 0.050 * wide, 0.048)
@@ -628,7 +628,7 @@ def _body(g: Geometry) -> None:
 
 def _ears(g: Geometry) -> None:
     face, m = g.face, g.measures
-    size = 1 + 0.16 * face.ear_size
+    size = 1 + 0.24 * face.ear_size
     for side, sign in (("left", -1.0), ("right", 1.0)):
         # The ear towards the viewer comes out from behind the cheek, the other hides.
         out = m.half_width + 0.004 - 0.045 * sign * face.yaw
@@ -710,7 +710,7 @@ def landmarks(face: FaceParameters) -> FloatArray:
         for name, t in (("outer", 1.0), ("middle", 0.0), ("inner", -1.0)):
             height = float(brow_height(m, np.float64(t)))
             put(f"brow_{side}_{name}", eye.u * 1.03 + sign * 0.108 * t, height)
-    wide = 1 + 0.20 * face.nose_width
+    wide = 1 + 0.28 * face.nose_width
     put("nose_bridge", 0.0, 0.0, nose=True)
     put("nose_tip", 0.0, m.nose_base - 0.046, nose=True)
     put("nose_left", -0.052 * wide - 0.027, m.nose_base - 0.034, nose=True)

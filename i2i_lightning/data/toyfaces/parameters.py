@@ -226,7 +226,7 @@ def attributes(face: FaceParameters) -> dict[str, bool]:
     bald = face.hair_style == "bald"
     table = {
         "smiling": face.smile > 0.3,
-        "mouth_open": face.mouth_open > 0.3,
+        "mouth_open": face.mouth_open > 0.2,
         "glasses": face.glasses != "none",
         "sunglasses": face.glasses == "sun",
         "beard": face.beard == "full",
@@ -237,7 +237,7 @@ def attributes(face: FaceParameters) -> dict[str, bool]:
         "curly_hair": face.hair_style == "curly",
         **{f"{colour}_hair": face.hair_colour == colour and not bald for colour in HAIR_COLOURS},
         "earrings": face.earrings,
-        "narrow_eyes": face.eye_open < 0.55,
+        "narrow_eyes": face.eye_open < 0.58,
     }
     return {name: bool(table[name]) for name in ATTRIBUTE_NAMES}
 
@@ -361,14 +361,17 @@ def sample_parameters(split: str, index: int, version: int = 1) -> FaceParameter
     fringe = draws.uniform() < 0.42 and style_draw in ("short", "bob", "long")
     eye_size, eye_spacing, eye_slant = draws.peaked(), draws.peaked(), draws.peaked()
     eyes_wide = draws.uniform() < 0.85
-    eye_open = draws.peaked(0.45, 1.0) if eyes_wide else draws.peaked(0.3, 0.6)
+    # Eyes, smile and mouth leave a gap around the threshold of their attribute, so that it has one right answer.
+    eye_open = draws.uniform(0.66, 1.0) if eyes_wide else draws.uniform(0.3, 0.5)
     gaze_x, gaze_y = draws.peaked(), draws.peaked()
     iris_rgb = draws.colour(_IRIS_RGB[[0, 0, 0, 1, 1, 2, 3, 3, 4]], 0.12)
     brow_height, brow_angle, brow_thickness = draws.peaked(), draws.peaked(), draws.uniform()
     nose_width, nose_length = draws.peaked(), draws.peaked()
     mouth_width, lip_thickness, lip_redness = draws.peaked(), draws.uniform(), draws.uniform()
-    smile, openness = draws.uniform(-0.6, 1.0), draws.uniform()
-    mouth_open = max(0.0, (openness - 0.45) / 0.55) ** 1.2
+    smiles = draws.uniform() < 0.55
+    smile = draws.uniform(0.5, 1.0) if smiles else draws.uniform(-0.45, 0.1)
+    opens, openness = draws.uniform() < 0.4, draws.uniform(0.4, 1.0)
+    mouth_open = openness if opens else 0.0
     ear_size = draws.peaked()
     glasses = draws.choose(GLASSES, (0.70, 0.13, 0.13, 0.04))
     glasses_rgb = draws.colour(_FRAME_RGB, 0.1)

@@ -151,7 +151,7 @@ def _relief(g: Geometry) -> FloatArray:
         return np.exp(-(du * du) / (su * su) - dv * dv / (sv * sv))
 
     nose_u = g.detail["nose_u"]
-    wide = 1 + 0.20 * face.nose_width
+    wide = 1 + 0.28 * face.nose_width
     slope = _smooth(-0.16, m.nose_base, g.v)
     ridge = (
         np.exp(-((nose_u / ((0.040 + 0.022 * slope) * wide)) ** 2))
@@ -327,7 +327,7 @@ def photo(g: Geometry) -> ByteArray:
     if "hair" in parts:
         hollow -= 0.42 * np.clip(1 - parts["hair"] / 0.085, 0, 1) ** 2
     under_nose = np.exp(
-        -((g.detail["nose_u"] / (0.075 * (1 + 0.2 * face.nose_width))) ** 2)
+        -((g.detail["nose_u"] / (0.075 * (1 + 0.28 * face.nose_width))) ** 2)
         - ((g.v - m.nose_base - 0.012) / 0.022) ** 2
     )
     hollow -= 0.16 * under_nose
