@@ -1,15 +1,15 @@
 """pix2pix on CMP facades beside its two ablations at equal budget: L1 + cGAN, L1 alone, cGAN alone.
 
-    python -m benchmarks.facades train FACADES OUT --size-px 128 --epochs 100 --base-channels 32 --discriminator-channels 16 --batch-size 4
-    python -m benchmarks.facades collect FACADES OUT
+    python -m benchmarks.facades train FACADES OUT --size-px 128 --epochs 100 --base-channels 32
+    --discriminator-channels 16 --batch-size 4 python -m benchmarks.facades collect FACADES OUT
 
-``train`` runs the three through ``i2i-train experiment=pix2pix_facades``, one after the other, and then collects; a run
-that was interrupted is resumed. ``collect`` translates the test split with the last checkpoint of each run, in the
-paper's test mode, and writes ``results.json``, ``results.md`` and ``samples.png`` into OUT. FACADES is the folder that
-holds ``train``, ``val`` and ``test``.
+``train`` runs the three through ``i2i-train experiment=pix2pix_facades``, one after the other, and then
+collects; a run that was interrupted is resumed. ``collect`` translates the test split with the last
+checkpoint of each run, in the paper's test mode, and writes ``results.json``, ``results.md`` and
+``samples.png`` into OUT. FACADES is the folder that holds ``train``, ``val`` and ``test``.
 
-L1, PSNR and SSIM reward blur: they are here to show that the runs trained, not to rank them. The paper ranks them by
-people and by a segmentation network.
+L1, PSNR and SSIM reward blur: they are here to show that the runs trained, not to rank them. The paper ranks
+them by people and by a segmentation network.
 """
 
 from __future__ import annotations

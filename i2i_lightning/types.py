@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Union
 
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
-Size = Union[int, Sequence[int]]
+Size = int | Sequence[int]
 """A square side in pixels, or ``[height, width]``."""
 
 
 class UserError(ValueError):
     """A slip that its user can mend.
 
-    The message is one to three lines that name the file or key, the value, and what would be right. The commands
-    print it without a traceback and exit with a non-zero status.
+    The message is one to three lines that name the file or key, the value, and what would be right. The
+    commands print it without a traceback and exit with a non-zero status.
     """
 
 
 class PairedBatch(TypedDict):
     """A batch of aligned pairs, as the networks see it.
 
-    Images are float ``(N, C, H, W)`` in [-1, 1]; one-hot label maps are float ``(N, K, H, W)`` in {0, 1}. ``real_a`` is the
-    network's input and ``real_b`` its target, whatever side of the file each came from.
+    Images are float ``(N, C, H, W)`` in [-1, 1]; one-hot label maps are float ``(N, K, H, W)`` in {0, 1}.
+    ``real_a`` is the network's input and ``real_b`` its target, whatever side of the file each came from.
     """
 
     real_a: Tensor

@@ -1,7 +1,8 @@
 """Checkpoints that a run resumes from exactly, bit for bit on one device.
 
-A checkpoint holds parameters, optimisers, schedulers, averages, counts, callback states, the data position and every
-random state, as plain containers that load with ``weights_only=True``. It is written beside and renamed.
+A checkpoint holds parameters, optimisers, schedulers, averages, counts, callback states, the data position
+and every random state, as plain containers that load with ``weights_only=True``. It is written beside and
+renamed.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from i2i_lightning.types import UserError
 class Checkpoints(Checkpoint):
     """Write ``checkpoints/last.ckpt``, ``best.ckpt`` and, if asked, ``epoch_0010.ckpt`` into the run folder.
 
-    A checkpoint that falls on an epoch's last batch is written at the epoch's end, after validation and after the
-    schedulers stepped, so that a resumed run begins with the next epoch.
+    A checkpoint that falls on an epoch's last batch is written at the epoch's end, after validation and after
+    the schedulers stepped, so that a resumed run begins with the next epoch.
 
     Args:
         monitor: Logged metric that decides which epoch is best; None keeps no best.
@@ -73,7 +74,7 @@ class Checkpoints(Checkpoint):
         """Take back what is best so far."""
         self.best_value, self.best_epoch = state_dict["best_value"], state_dict["best_epoch"]
 
-    # ------------------------------------------------------------------------------------------------ when to write
+    # -------------------- when to write
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -132,6 +133,8 @@ class Checkpoints(Checkpoint):
             if isinstance(callback, NonFiniteGuard):
                 callback.check_now(trainer)
         self._due = False
+        for logger in trainer.loggers:
+            logger.save()  # what was logged up to here is part of what a resume takes up
         path = self.folder(trainer) / name
         if trainer.is_global_zero:
             write_beside(path, trainer.save_checkpoint)
@@ -139,7 +142,8 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(path)  # takes part in the strategy's collective; only rank 0 writes
 
     def _copy(self, trainer: Trainer, name: str) -> None:
-        # A hard link costs nothing and stays what it is: last.ckpt is replaced by a rename, never written into.
+        # A hard link costs nothing and stays what it is: last.ckpt is replaced by a rename, never written
+        # into.
         if not trainer.is_global_zero:
             return
         last = self.folder(trainer) / "last.ckpt"
@@ -171,7 +175,7 @@ class Checkpoints(Checkpoint):
         else:
             checkpoint["between_epochs"] = False
 
-    # ------------------------------------------------------------------------------------------------ resuming
+    # -------------------- resuming
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -193,11 +197,17 @@ class Checkpoints(Checkpoint):
 
 def random_state() -> dict[str, Any]:
     """Return the state of Python's, NumPy's and torch's generators as plain containers."""
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     version, internal, gauss_next = random.getstate()
     return {
         "python": [version, list(internal), gauss_next],
-        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "numpy": [
+            str(name),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            position,
+            has_gauss,
+            cached,
+        ],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

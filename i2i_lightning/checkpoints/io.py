@@ -32,7 +32,9 @@ def write_beside(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(beside, path)
     except (OSError, RuntimeError) as error:
         # torch reports a full disk as a RuntimeError of its zip writer.
-        raise UserError(f"{path}: cannot be written ({error}); an earlier file of this name is untouched") from error
+        raise UserError(
+            f"{path}: cannot be written ({error}); an earlier file of this name is untouched"
+        ) from error
     finally:
         beside.unlink(missing_ok=True)
 
@@ -41,7 +43,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of this project onto the CPU without executing anything in it.
 
     Raises:
-        UserError: If there is no such file, it is not whole, it would run code, or it is not a checkpoint of ours.
+        UserError: If there is no such file, it is not whole, it would run code, or it is not a checkpoint of
+            ours.
     """
     path = Path(path)
     if not path.is_file():
@@ -49,7 +52,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: refused, it is not a plain file of tensors ({_first_line(error)})") from error
+        raise UserError(
+            f"{path}: refused, it is not a plain file of tensors ({_first_line(error)})"
+        ) from error
     except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path}: not a whole checkpoint file ({_first_line(error)})") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
@@ -64,8 +69,8 @@ def _first_line(error: Exception) -> str:
 def warm_start(method: nn.Module, path: str | Path) -> None:
     """Load the weights of every network of ``method`` from a checkpoint, the discriminators' included.
 
-    Optimisers, schedules and counts start afresh. An averaged network starts from the checkpoint's average or, where
-    the checkpoint has none, from its current network.
+    Optimisers, schedules and counts start afresh. An averaged network starts from the checkpoint's average
+    or, where the checkpoint has none, from its current network.
 
     Args:
         method: The method to fill, freshly built.

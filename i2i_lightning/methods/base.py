@@ -34,18 +34,19 @@ TestMode = Literal["train", "eval"]
 class Method(LightningModule):
     """Base of all methods: manual optimisation with one optimiser per player.
 
-    Subclasses register their networks as attributes, declare their players, and write ``step`` (the paper's algorithm
-    for one batch), ``validation_step`` and ``preview``.
+    Subclasses register their networks as attributes, declare their players, and write ``step`` (the paper's
+    algorithm for one batch), ``validation_step`` and ``preview``.
 
     Args:
         optimizer: Builds an optimiser from parameters; called once per player.
         scheduler: Builds a scheduler from an optimiser; None keeps the rate constant.
         weights: Weight of each loss term, by the term's name. ``minimize`` applies it, and nothing else does.
-        test_mode: How networks run outside training. ``train`` keeps dropout on and normalises by the statistics of
-            the test batch (Isola et al. 2017, section 3.3); ``eval`` uses running statistics without dropout.
+        test_mode: How networks run outside training. ``train`` keeps dropout on and normalises by the
+            statistics of the test batch (Isola et al. 2017, section 3.3); ``eval`` uses running statistics
+            without dropout.
         ema_decay: Decay of the averaged copies per batch, in (0, 1); None keeps no average.
-        accumulate_batches: Batches whose gradients are averaged into one step of every player. Only the last of them is
-            judged by a discriminator that has already stepped.
+        accumulate_batches: Batches whose gradients are averaged into one step of every player. Only the last
+            of them is judged by a discriminator that has already stepped.
         clip_norm: Largest gradient norm of each player; None does not clip.
     """
 
@@ -64,7 +65,9 @@ class Method(LightningModule):
         if test_mode not in ("train", "eval"):
             raise UserError(f"method.test_mode={test_mode}: give train or eval")
         if ema_decay is not None and not 0 < ema_decay < 1:
-            raise UserError(f"method.ema_decay={ema_decay}: give a number between 0 and 1, or null for no average")
+            raise UserError(
+                f"method.ema_decay={ema_decay}: give a number between 0 and 1, or null for no average"
+            )
         if accumulate_batches < 1:
             raise UserError(f"method.accumulate_batches={accumulate_batches}: give at least 1")
         if clip_norm is not None and clip_norm <= 0:
@@ -111,7 +114,7 @@ class Method(LightningModule):
         """Return the optimiser of ``player``."""
         optimizers = self.optimizers()
         index = list(self.players).index(player)
-        return optimizers[index] if isinstance(optimizers, list) else optimizers  # type: ignore[return-value]
+        return optimizers[index] if isinstance(optimizers, list) else optimizers
 
     @property
     def steps_now(self) -> bool:
@@ -126,8 +129,8 @@ class Method(LightningModule):
         """Open the phase of ``player``: its parameters alone receive gradients until the phase ends.
 
         Yields:
-            ``minimize(terms)``, which weights and records the 0-d loss ``terms``, backpropagates their sum and, at the
-            accumulation boundary, steps the player's optimiser. Call it once in a phase.
+            ``minimize(terms)``, which weights and records the 0-d loss ``terms``, backpropagates their sum
+            and, at the accumulation boundary, steps the player's optimiser. Call it once in a phase.
         """
         optimizer = self.player_optimizer(player)
         steps = self.steps_now
@@ -156,11 +159,13 @@ class Method(LightningModule):
 
     def on_train_start(self) -> None:
         """Refuse to clip gradients that a fused optimiser unscales only inside its own step."""
-        fused = any(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in self.trainer.optimizers)
+        fused = any(
+            getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in self.trainer.optimizers
+        )
         if self.clip_norm is not None and self.trainer.precision == "16-mixed" and fused:
             raise UserError(
-                f"method.clip_norm={self.clip_norm} with precision=fp16 would clip scaled gradients in a fused optimiser: "
-                "set optimizer.fused=false, or take precision=bf16"
+                f"method.clip_norm={self.clip_norm} with precision=fp16 would clip scaled gradients in a "
+                "fused optimiser: set optimizer.fused=false, or take precision=bf16"
             )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -174,17 +179,17 @@ class Method(LightningModule):
         raise NotImplementedError
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Run ``step``, then update the averages, log every ``log_every_n_steps`` batches, and count the batch.
+        """Run ``step``, update the averages, log every ``log_every_n_steps`` batches, and count the batch.
 
-        This is not left to ``on_train_batch_end``: callbacks run before the module's own hook there, and a checkpoint
-        that one of them writes would miss the batch's average and count.
+        This is not left to ``on_train_batch_end``: callbacks run before the module's own hook there, and a
+        checkpoint that one of them writes would miss the batch's average and count.
         """
         self.step_terms = {}
         self.step(batch)
         self.holds_gradients = not self.steps_now
         if self.averages and not self.holds_gradients:
             self._update_averages()
-        if (self.batches_seen + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.batches_seen + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log_step_terms()
         self.batches_seen += 1
 
@@ -198,8 +203,8 @@ class Method(LightningModule):
                 averaged.copy_(current)
 
     def _log_step_terms(self) -> None:
-        # Straight to the loggers: Lightning's own path costs up to a millisecond for this many terms in every batch,
-        # logged or not. One transfer from the device fetches all of them.
+        # Straight to the loggers: Lightning's own path costs up to a millisecond for this many terms in every
+        # batch, logged or not. One transfer from the device fetches all of them.
         names = list(self.step_terms)
         values = torch.stack([self.step_terms[name].float() for name in names]).tolist()
         metrics = {f"train/{name}": value for name, value in zip(names, values, strict=True)}
@@ -221,9 +226,8 @@ class Method(LightningModule):
         monitor = str(getattr(self.make_scheduler, "monitor", ""))
         metrics = self.trainer.callback_metrics
         if monitor not in metrics:
-            raise UserError(
-                f"scheduler.monitor={monitor}: nothing logs this metric; there is {', '.join(sorted(metrics)) or 'none'}"
-            )
+            there = ", ".join(sorted(metrics)) or "none"
+            raise UserError(f"scheduler.monitor={monitor}: nothing logs this metric; there is: {there}")
         return float(metrics[monitor])
 
     # ------------------------------------------------------------------------------------------------ testing
@@ -232,8 +236,8 @@ class Method(LightningModule):
     def testing(self, name: str, seed: int = 0) -> Iterator[nn.Module]:
         """Lend the network ``self.<name>``, or its average if one is kept, for use outside training.
 
-        It runs without gradients, in ``test_mode``, under random numbers of its own that start from ``seed``; neither
-        the global random state nor any running statistic changes.
+        It runs without gradients, in ``test_mode``, under random numbers of its own that start from ``seed``;
+        neither the global random state nor any running statistic changes.
         """
         network = self.averages[name] if name in self.averages else getattr(self, name)
         devices = [self.device] if self.device.type == "cuda" else []
@@ -245,7 +249,7 @@ class Method(LightningModule):
         """Return named columns of a picture of ``batch``, float (N, C, H, W), input first."""
         raise NotImplementedError
 
-    # ------------------------------------------------------------------------------------------------ checkpoints
+    # -------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the config and the batch count, as plain containers that load with ``weights_only=True``."""
@@ -261,10 +265,15 @@ class Method(LightningModule):
 def _test_mode(network: nn.Module, mode: TestMode) -> Iterator[None]:
     """Put ``network`` into test mode, and every module of it back as it was."""
     before = [(module, module.training) for module in network.modules()]
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = [
+        module
+        for module in network.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
     network.train(mode == "train")
     if mode == "train":
-        # A batch norm that does not track takes the statistics of its batch and leaves the running ones alone.
+        # A batch norm that does not track takes the statistics of its batch and leaves the running ones
+        # alone.
         for norm in norms:
             norm.track_running_stats = False
     try:

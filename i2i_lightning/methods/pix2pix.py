@@ -1,4 +1,4 @@
-"""pix2pix: image-to-image translation with conditional adversarial networks (Isola et al. 2017, arXiv 1611.07004)."""
+"""pix2pix: translation of aligned pairs by a conditional GAN (Isola et al. 2017, arXiv 1611.07004)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Pix2PixLoss:
 
     Args:
         gan_mode: vanilla (equation 1, non-saturating), lsgan, hinge or wgangp.
-        lambda_gan: Weight of the adversarial term; 0 trains on the L1 term alone and leaves the discriminator out.
+        lambda_gan: Weight of the adversarial term; 0 trains on the L1 term alone and leaves the discriminator
+            out.
         lambda_l1: Weight of the L1 term (paper: 100); 0 trains on the adversarial term alone.
         lambda_gp: Weight of the gradient penalty; used by wgangp alone.
     """
@@ -37,24 +38,28 @@ class Pix2PixLoss:
             if getattr(self, name) < 0:
                 raise UserError(f"loss.{name}={getattr(self, name)}: a weight is 0 or more")
         if self.lambda_gan == 0 and self.lambda_l1 == 0:
-            raise UserError("loss.lambda_gan=0 and loss.lambda_l1=0 leave nothing to train on: give one of them a weight")
+            raise UserError(
+                "loss.lambda_gan=0 and loss.lambda_l1=0 leave nothing to train on: give one of them a weight"
+            )
 
 
 class Pix2Pix(Method):
     """Conditional GAN with an L1 term.
 
-    The order of updates and the halved discriminator loss follow the authors' PyTorch code: the generator runs once,
-    the discriminator steps on fake then real, and the *updated* discriminator judges the same fake for the generator.
-    The noise is the decoder's dropout (section 2.1), kept on at test time by default; an explicit z is given by
-    ``z_dim``.
+    The order of updates and the halved discriminator loss follow the authors' PyTorch code: the generator
+    runs once, the discriminator steps on fake then real, and the *updated* discriminator judges the same fake
+    for the generator. The noise is the decoder's dropout (section 2.1), kept on at test time by default; an
+    explicit z is given by ``z_dim``.
 
     Args:
-        generator: Maps ``real_a`` (N, A, H, W), and z (N, ``z_dim``) if there is one, to ``fake_b`` (N, B, H, W).
+        generator: Maps ``real_a`` (N, A, H, W), and z (N, ``z_dim``) if there is one, to ``fake_b`` (N, B, H,
+            W).
         discriminator: Maps (N, A + B, H, W), or (N, B, H, W) if not ``conditional``, to raw logits.
         loss: Objective and weights.
         optimizer: Builds the optimiser of each player.
         scheduler: Builds the schedule of each optimiser; None keeps the rate.
-        conditional: Whether the discriminator sees the input too (section 6.2's cGAN), or the output alone (GAN).
+        conditional: Whether the discriminator sees the input too (section 6.2's cGAN), or the output alone
+            (GAN).
         z_dim: Length of the explicit noise vector drawn from N(0, 1) for every image; 0 for none.
         test_mode: ``train`` (dropout and batch statistics at test time, section 3.3) or ``eval``.
         ema_decay: Decay of the averaged generator per batch; None keeps none.

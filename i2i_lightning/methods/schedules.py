@@ -1,22 +1,22 @@
 """Learning-rate schedules, stepped once at the end of every epoch.
 
-Each schedule is a small frozen object that turns an optimiser into a ``torch`` scheduler. Epochs count from 0, and no
-schedule spends an epoch at rate 0: the reference implementation did so between 2020 and 2025, by stepping its linear
-decay before the epoch instead of after it.
+Each schedule is a small frozen object that turns an optimiser into a ``torch`` scheduler. Epochs count from
+0, and no schedule spends an epoch at rate 0: the reference implementation did so between 2020 and 2025, by
+stepping its linear decay before the epoch instead of after it.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol, Union
+from typing import Literal, Protocol
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from i2i_lightning.types import UserError
 
-Scheduler = Union[LRScheduler, ReduceLROnPlateau]
+Scheduler = LRScheduler | ReduceLROnPlateau
 
 
 class Schedule(Protocol):
@@ -54,7 +54,8 @@ class Linear:
     def __post_init__(self) -> None:
         if not 0 <= self.decay_epochs <= self.total_epochs:
             raise UserError(
-                f"scheduler.decay_epochs={self.decay_epochs}: give 0 to scheduler.total_epochs ({self.total_epochs})"
+                f"scheduler.decay_epochs={self.decay_epochs}: "
+                f"give 0 to scheduler.total_epochs ({self.total_epochs})"
             )
 
     def factor(self, epoch: int) -> float:
@@ -67,15 +68,16 @@ class Linear:
 
     def __call__(self, optimizer: Optimizer) -> LambdaLR:
         """Return the linear scheduler of ``optimizer``."""
-        # A plain function, not self.factor: a scheduler saves its callables' attributes and would bring back the old
-        # length when a run is resumed with more epochs.
+        # A plain function, not self.factor: a scheduler saves its callables' attributes and would bring back
+        # the old length when a run is resumed with more epochs.
         return LambdaLR(optimizer, lambda epoch: self.factor(epoch))
 
 
 @dataclass(frozen=True)
 class Cosine:
-    """Follow half a cosine down to, but not onto, 0 (Loshchilov and Hutter 2017, equation 5, without restarts).
+    """Follow half a cosine down to, but not onto, 0.
 
+    Loshchilov and Hutter 2017, equation 5, without restarts.
     The factor of epoch ``e`` is ``(1 + cos(pi e / total_epochs)) / 2``.
 
     Args:
@@ -85,7 +87,10 @@ class Cosine:
     total_epochs: int
 
     def factor(self, epoch: int) -> float:
-        """Return the multiple of the base rate at ``epoch``, in (0, 1]; past the end the last factor is kept."""
+        """Return the multiple of the base rate at ``epoch``, in (0, 1].
+
+        Past ``total_epochs`` (a run that was extended) the last factor is kept.
+        """
         return 0.5 * (1.0 + math.cos(math.pi * min(epoch, self.total_epochs - 1) / self.total_epochs))
 
     def __call__(self, optimizer: Optimizer) -> LambdaLR:
@@ -140,5 +145,9 @@ class Plateau:
     def __call__(self, optimizer: Optimizer) -> ReduceLROnPlateau:
         """Return the plateau scheduler of ``optimizer``."""
         return ReduceLROnPlateau(
-            optimizer, mode=self.mode, factor=self.factor, patience=self.patience_epochs, threshold=self.threshold
+            optimizer,
+            mode=self.mode,
+            factor=self.factor,
+            patience=self.patience_epochs,
+            threshold=self.threshold,
         )

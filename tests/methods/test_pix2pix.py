@@ -28,8 +28,10 @@ def pairs(count: int, size_px: int = 32, dtype: torch.dtype = torch.float32) -> 
     generator = torch.Generator().manual_seed(7)
     return [
         {
-            "real_a": torch.rand(3, size_px, size_px, generator=generator, dtype=torch.float64).to(dtype) * 2 - 1,
-            "real_b": torch.rand(3, size_px, size_px, generator=generator, dtype=torch.float64).to(dtype) * 2 - 1,
+            "real_a": torch.rand(3, size_px, size_px, generator=generator, dtype=torch.float64).to(dtype) * 2
+            - 1,
+            "real_b": torch.rand(3, size_px, size_px, generator=generator, dtype=torch.float64).to(dtype) * 2
+            - 1,
             "name": str(index),
         }
         for index in range(count)
@@ -50,7 +52,9 @@ class Recorder(L.Callback):
     def __init__(self) -> None:
         self.terms: list[dict[str, float]] = []
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.terms.append({name: value.item() for name, value in pl_module.step_terms.items()})
 
 
@@ -71,9 +75,14 @@ def fit(method: Pix2Pix, items: list[dict[str, Any]], batch_size: int = 2, **opt
 
 
 def reference_steps(
-    generator: nn.Module, discriminator: nn.Module, items: list[dict[str, Any]], batch_size: int, conditional: bool
+    generator: nn.Module,
+    discriminator: nn.Module,
+    items: list[dict[str, Any]],
+    batch_size: int,
+    conditional: bool,
 ) -> list[dict[str, float]]:
-    """The authors' order of updates, written out: fake, discriminator on fake then real, generator on the new one."""
+    """The authors' order of updates, written out: fake, discriminator on fake then real, generator on the new
+    one."""
     adam_g = torch.optim.Adam(generator.parameters(), lr=2e-4, betas=(0.5, 0.999))
     adam_d = torch.optim.Adam(discriminator.parameters(), lr=2e-4, betas=(0.5, 0.999))
     losses = []
@@ -118,7 +127,10 @@ def test_five_steps_equal_the_reference(
 ) -> None:
     items = pairs(10, dtype=dtype)
     method = build(conditional)
-    generator, discriminator = copy.deepcopy(method.generator).to(dtype), copy.deepcopy(method.discriminator).to(dtype)
+    generator, discriminator = (
+        copy.deepcopy(method.generator).to(dtype),
+        copy.deepcopy(method.discriminator).to(dtype),
+    )
     ours = fit(method, items, precision=precision)
     theirs = reference_steps(generator, discriminator, items, 2, conditional)
     assert len(ours.terms) == len(theirs) == 5
@@ -217,8 +229,9 @@ def test_test_mode_eval_uses_running_statistics() -> None:
 
 
 def test_accumulating_two_batches_equals_one_of_double_size() -> None:
-    # Without batch statistics the mean over two batches is the mean over their union. With an adversary it is not the
-    # same game: the first batch's generator gradient comes from a discriminator that has not stepped yet.
+    # Without batch statistics the mean over two batches is the mean over their union. With an adversary it is
+    # not the same game: the first batch's generator gradient comes from a discriminator that has not stepped
+    # yet.
     def run(accumulate: int, batch_size: int) -> nn.Module:
         torch.manual_seed(0)
         networks = UNet(3, 3, 5, 8, norm="instance", dropout="none"), PatchGAN(6, 8, 2, norm="instance")
@@ -227,7 +240,8 @@ def test_accumulating_two_batches_equals_one_of_double_size() -> None:
         return method.generator
 
     for one, two in zip(run(1, 4).parameters(), run(2, 2).parameters(), strict=True):
-        # Adam turns the rounding noise of a bias that a norm cancels into a step of full size; all else agrees.
+        # Adam turns the rounding noise of a bias that a norm cancels into a step of full size; all else
+        # agrees.
         if one.ndim > 1:
             torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-9)
 
@@ -249,7 +263,9 @@ def test_clipping_bounds_each_players_gradient() -> None:
     class Watched(Pix2Pix):
         def on_before_optimizer_step(self, optimizer: Any) -> None:
             super().on_before_optimizer_step(optimizer)
-            grads = [p.grad.flatten() for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+            grads = [
+                p.grad.flatten() for g in optimizer.param_groups for p in g["params"] if p.grad is not None
+            ]
             norms.append(float(torch.cat(grads).norm()))
 
     networks = UNet(3, 3, num_downs=5, base_channels=8), PatchGAN(6, base_channels=8, num_layers=2)

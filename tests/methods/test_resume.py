@@ -90,7 +90,9 @@ def build(schedule: Schedule, accumulate: int = 1) -> Pix2Pix:
     adam = partial(torch.optim.Adam, lr=2e-3, betas=(0.5, 0.999))
     generator = UNet(3, 3, num_downs=5, base_channels=4, dropout="paper")
     discriminator = PatchGAN(6, base_channels=4, num_layers=2)
-    return Pix2Pix(generator, discriminator, Pix2PixLoss(), adam, schedule, ema_decay=0.9, accumulate_batches=accumulate)
+    return Pix2Pix(
+        generator, discriminator, Pix2PixLoss(), adam, schedule, ema_decay=0.9, accumulate_batches=accumulate
+    )
 
 
 def run(
@@ -154,7 +156,14 @@ def test_bit_equal_from_every_checkpoint(
     for stop in stops[:-1] if workers == 0 else stops[1:5]:
         torch.manual_seed(99)  # a new process has another random state
         resumed = run(tmp_path / f"resumed-{stop.stem}", schedule, workers, accumulate, resume=stop)
-        for part in ("state_dict", "optimizer_states", "lr_schedulers", "batches_seen", "epoch", "global_step"):
+        for part in (
+            "state_dict",
+            "optimizer_states",
+            "lr_schedulers",
+            "batches_seen",
+            "epoch",
+            "global_step",
+        ):
             assert_same(whole[part], resumed[part], f"{stop.stem}/{part}")
         assert_same(whole["random_state"]["torch"], resumed["random_state"]["torch"], stop.stem)
         assert_same(whole["NoisyData"], resumed["NoisyData"], stop.stem)
@@ -230,7 +239,7 @@ class TestWarmStart:
     def test_a_broken_file_is_one_clear_line(self, tmp_path: Path, content: bytes) -> None:
         path = tmp_path / "broken.ckpt"
         path.write_bytes(content)
-        with pytest.raises(UserError, match="broken.ckpt"):
+        with pytest.raises(UserError, match=r"broken\.ckpt"):
             read_checkpoint(path)
 
     def test_code_is_not_run(self, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_longer_run_keeps_its_new_length_after_loading() -> None:
 
 
 def test_slips_are_named() -> None:
-    with pytest.raises(UserError, match="scheduler.decay_epochs=9"):
+    with pytest.raises(UserError, match=r"scheduler\.decay_epochs=9"):
         Linear(total_epochs=8, decay_epochs=9)
-    with pytest.raises(UserError, match="scheduler.every_epochs=0"):
+    with pytest.raises(UserError, match=r"scheduler\.every_epochs=0"):
         Step(every_epochs=0)

