@@ -1,12 +1,14 @@
-"""pix2pix on CMP facades beside its two ablations at equal budget: L1 + cGAN, L1 alone, cGAN alone.
+r"""pix2pix on CMP facades beside its two ablations at equal budget: L1 + cGAN, L1 alone, cGAN alone.
 
-    python -m benchmarks.facades train FACADES OUT --size-px 128 --epochs 100 --base-channels 32
-    --discriminator-channels 16 --batch-size 4 python -m benchmarks.facades collect FACADES OUT
+    python -m benchmarks.facades train FACADES OUT --size-px 128 --epochs 100 --batch-size 4 \
+        --base-channels 32 --discriminator-channels 16
+    python -m benchmarks.facades collect FACADES OUT
 
 ``train`` runs the three through ``i2i-train experiment=pix2pix_facades``, one after the other, and then
 collects; a run that was interrupted is resumed. ``collect`` translates the test split with the last
-checkpoint of each run, in the paper's test mode, and writes ``results.json``, ``results.md`` and
-``samples.png`` into OUT. FACADES is the folder that holds ``train``, ``val`` and ``test``.
+checkpoint of each run, both in the paper's test mode (dropout and batch statistics as in training) and with
+running statistics, and writes ``results.json``, ``results.md`` and ``samples.png`` into OUT. FACADES is the
+folder that holds ``train``, ``val`` and ``test``.
 
 L1, PSNR and SSIM reward blur: they are here to show that the runs trained, not to rank them. The paper ranks
 them by people and by a segmentation network.
@@ -26,6 +28,8 @@ ABLATIONS = {
     "L1": ("l1", ["loss.lambda_gan=0"]),
     "cGAN": ("cgan", ["loss.lambda_l1=0"]),
 }
+MODES = {"train": "as in training", "eval": "running statistics"}
+"""The picture shows the last of these."""
 SAMPLES = 6
 
 
@@ -55,19 +59,17 @@ def train(data: Path, out: Path, name: str, options: argparse.Namespace) -> None
 
 
 def collect(data: Path, out: Path) -> None:
-    """Measure the test split of every run in ``out/runs`` and write the table and the picture."""
-    import torch
+    """Measure the test split with every run in ``out/runs``, in both test modes; draw a few of its images."""
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
     from i2i_lightning.checkpoints.io import read_checkpoint
     from i2i_lightning.config import register
-    from i2i_lightning.metrics.image import l1, psnr, ssim
 
     register()
-    results: dict[str, dict[str, Any]] = {}
-    columns: dict[str, list[torch.Tensor]] = {}
-    protocol: dict[str, Any] = {}
+    rows: dict[str, dict[str, float]] = {}
+    columns: dict[str, Any] = {}
+    runs: dict[str, Any] = {}
     for name, (folder, _) in ABLATIONS.items():
         run = out / "runs" / folder
         config = OmegaConf.load(run / "config.yaml")
@@ -77,47 +79,68 @@ def collect(data: Path, out: Path) -> None:
         method = instantiate(config.method, _convert_="all")
         checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
         method.load_state_dict(checkpoint["state_dict"])
-
-        measures: dict[str, list[float]] = {"l1": [], "psnr": [], "ssim": []}
-        shown: list[torch.Tensor] = []
-        inputs: list[torch.Tensor] = []
-        targets: list[torch.Tensor] = []
-        copies: dict[str, list[float]] = {"l1": [], "psnr": [], "ssim": []}
-        for index, raw in enumerate(datamodule.test_dataloader()):
-            batch = datamodule.to_network(raw)
-            fake_b = method.validation_step(batch, index)["fake_b"]
-            images = datamodule.display_output(fake_b, batch["real_a"])
-            truth = datamodule.display_output(batch["real_b"], batch["real_a"])
-            seen = datamodule.display_input(batch["real_a"])
-            for key, measure in (("l1", l1), ("psnr", psnr), ("ssim", ssim)):
-                measures[key] += measure(images, truth).tolist()
-                copies[key] += measure(seen, truth).tolist()
-            if len(shown) < SAMPLES:
-                shown.append(images[0])
-                inputs.append(seen[0])
-                targets.append(truth[0])
-        results[name] = {key: sum(values) / len(values) for key, values in measures.items()}
-        results["copy of the input"] = {key: sum(values) / len(values) for key, values in copies.items()}
-        columns = {"input": inputs} | {k: v for k, v in columns.items() if k not in ("input", "target")}
-        columns |= {name: shown, "target": targets}
+        for mode, said in MODES.items():
+            method.test_mode = mode
+            measured, pictures = translate(method, datamodule)
+            rows[f"{name}, {said}"] = measured["output"]
+            columns |= {"input": pictures["input"], name: pictures["output"]}
+        rows["copy of the input"] = measured["input"]
+        target = pictures["target"]
         environment = json.loads((run / "environment.json").read_text())
-        protocol[name] = {
-            "command": environment["command"],
+        runs[name] = {
+            "overrides": ABLATIONS[name][1],
             "commit": (environment.get("git") or {}).get("commit"),
             "versions": environment["versions"],
             "started": environment["started"],
-            "images_seen": checkpoint["batches_seen"] * config.data.batch_size,
             "epochs": checkpoint["epoch"] + 1,
+            "images_seen": checkpoint["batches_seen"] * config.data.batch_size,
         }
-    count = len(measures["l1"])
-    report = {"test_images": count, "size_px": config.data.crop_px, "results": results, "runs": protocol}
-    out.mkdir(parents=True, exist_ok=True)
+    report = {
+        "test_images": len(datamodule.test_set),
+        "size_px": config.data.crop_px,
+        "batch_size": config.data.batch_size,
+        "generator": OmegaConf.to_container(config.generator, resolve=True),
+        "discriminator": OmegaConf.to_container(config.discriminator, resolve=True),
+        "results": rows,
+        "runs": runs,
+    }
     (out / "results.json").write_text(json.dumps(report, indent=2) + "\n")
-    rows = [f"| {name} | {r['l1']:.3f} | {r['psnr']:.2f} | {r['ssim']:.3f} |" for name, r in results.items()]
-    table = ["| objective | L1 in [-1, 1] | PSNR dB | SSIM |", "| --- | --- | --- | --- |", *rows]
-    (out / "results.md").write_text("\n".join(table) + "\n")
-    draw(columns, out / "samples.png")
-    print("\n".join(table))
+    lines = [f"| {name} | {r['l1']:.3f} | {r['psnr']:.2f} | {r['ssim']:.3f} |" for name, r in rows.items()]
+    table = "\n".join(
+        ["| objective, test mode | L1 in [-1, 1] | PSNR, dB | SSIM |", "| --- | --- | --- | --- |", *lines]
+    )
+    (out / "results.md").write_text(table + "\n")
+    draw(columns | {"target": target}, out / "samples.png")
+    print(table)
+
+
+def translate(method: Any, datamodule: Any) -> tuple[dict[str, dict[str, float]], dict[str, list[Any]]]:
+    """Translate the test split one image at a time.
+
+    Returns:
+        The mean of each measure against the target, of the outputs and of the inputs themselves; and the
+        first pictures of input, output and target.
+    """
+    from i2i_lightning.metrics.image import l1, psnr, ssim
+
+    values: dict[str, dict[str, list[float]]] = {"output": {}, "input": {}}
+    pictures: dict[str, list[Any]] = {"input": [], "output": [], "target": []}
+    for index, raw in enumerate(datamodule.test_dataloader()):
+        batch = datamodule.to_network(raw)
+        fake_b = method.validation_step(batch, index)["fake_b"]
+        shown = {
+            "input": datamodule.display_input(batch["real_a"]),
+            "output": datamodule.display_output(fake_b, batch["real_a"]),
+            "target": datamodule.display_output(batch["real_b"], batch["real_a"]),
+        }
+        for key, measure in (("l1", l1), ("psnr", psnr), ("ssim", ssim)):
+            for kind, kept in values.items():
+                kept.setdefault(key, []).extend(measure(shown[kind], shown["target"]).tolist())
+        if index < SAMPLES:
+            for kind, image in shown.items():
+                pictures[kind].append(image[0])
+    means = {kind: {key: sum(v) / len(v) for key, v in kept.items()} for kind, kept in values.items()}
+    return means, pictures
 
 
 def draw(columns: dict[str, list[Any]], path: Path) -> None:

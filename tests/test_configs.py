@@ -59,7 +59,7 @@ def nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}={path.stem}")
 def test_nodes_of_ours_list_every_option(path: Path) -> None:
-    """A key that a file leaves out cannot be set from the shell without a ``+``: so files list all of them."""
+    """A key that a file leaves out cannot be set from the shell without a ``+``: files list them all."""
     if "callbacks" in path.parts or "logger" in path.parts:
         pytest.skip("entries of these groups list what people change")
     for where, node in nodes(yaml.safe_load(path.read_text(encoding="utf-8"))):

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 COMPLETION_FLAGS = ("-sc", "--shell-completion")
 
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+"""Environment variables that are 0 in the first of several processes: torchrun's, Lightning's, SLURM's."""
+
 HARMLESS_WARNINGS = (
     r".*does not have many workers",  # with the images in memory, workers would only slow the loader down
     r".*is smaller than the logging interval",  # our curves count batches across epochs
@@ -66,29 +69,27 @@ class App:
         return self._run_reporting(words)
 
     def _run_reporting(self, words: list[str]) -> int:
-        debug = os.environ.get("I2I_DEBUG", "0") not in ("", "0") or "debug=true" in [
-            w.lower() for w in words
-        ]
-        run = _Launch(self, words)
+        launch = _Launch(self, words)
         try:
-            run.go()
+            launch.go()
         except KeyboardInterrupt as stop:
             if is_first_process():
                 print(f"\n{self.program}: stopped. {stop}".rstrip(), file=sys.stderr)
             return 130
         except Exception as error:
-            if debug:
+            if launch.debug:
                 raise
             from i2i_lightning.cli import messages
 
-            text = messages.explain(error, run.overrides, run.conf, self.config_name)
+            text = messages.explain(error, launch.overrides, launch.conf, launch.config_name)
             if text is None:
                 print(
                     "This looks like a bug, not a slip of yours; please report it with the lines below.",
                     file=sys.stderr,
                 )
                 raise
-            print(f"{self.program}: {text}", file=sys.stderr)
+            rank = "" if is_first_process() else f" (rank {os.environ.get('LOCAL_RANK')})"
+            print(f"{self.program}{rank}: {text}", file=sys.stderr)
             return 1
         return 0
 
@@ -99,15 +100,14 @@ class App:
 
         config.register()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us, who print it
+        run = hydra.main(version_base="1.3", config_path=str(folders.conf_dir()), config_name=config_name)(
+            task
+        )
         before = sys.argv
-        sys.argv = [
-            before[0] if before else self.program,
-            *words,
-        ]  # Lightning starts further ranks with these words
+        # Hydra reads these words, and Lightning starts further processes with them.
+        sys.argv = [before[0] if before else self.program, *words]
         try:
-            hydra.main(version_base="1.3", config_path=str(folders.conf_dir()), config_name=config_name)(
-                task
-            )()
+            run()
         finally:
             sys.argv = before
 
@@ -119,13 +119,14 @@ class _Launch:
         self.app = app
         self.words = words
         self.conf = folders.conf_dir()
+        self.config_name = app.config_name
+        self.debug = os.environ.get("I2I_DEBUG", "0") not in ("", "0") or "debug=true" in words
         self.overrides: list[str] = []
         """Overrides in force, for messages."""
         self.repeated: list[str] = []
         """Those of them that a continuation of this run repeats."""
         self.checkpoint: Path | None = None
         self.announcement = ""
-        self.sweeps = False
         self.slip: Exception | None = None
 
     def go(self) -> None:
@@ -133,16 +134,14 @@ class _Launch:
 
         groups = folders.group_names(self.conf)
         parsed = arguments.parse(self.words, groups)
-        self.sweeps = parsed.multirun
-        config_name = self.app.config_name
         if parsed.value("resume") is not None:
-            config_name, parsed = self._resume(parsed, groups)
+            parsed = self._resume(parsed, groups)
         elif self.app.default_experiment and not self._says_what_to_run(parsed):
             experiment = f"experiment={self.app.default_experiment}"
             parsed.overrides.insert(0, experiment)
             self.announcement = f"Nothing chosen: running {experiment}. See {self.app.program} --help"
         self.overrides = parsed.overrides
-        self.app._hydra(config_name, parsed.hydra_argv(), self._job)
+        self.app._hydra(self.config_name, parsed.hydra_argv(), self._job)
         if self.slip is not None:
             raise self.slip
 
@@ -151,7 +150,7 @@ class _Launch:
 
         return any(arguments.split_override(word)[0] in self.app.starts for word in parsed.overrides)
 
-    def _resume(self, parsed: Arguments, groups: list[str]) -> tuple[str, Arguments]:
+    def _resume(self, parsed: Arguments, groups: list[str]) -> Arguments:
         """Turn the config of an earlier run into the root config, and its folder into this run's."""
         from hydra.core.config_store import ConfigStore
         from omegaconf import OmegaConf
@@ -168,9 +167,9 @@ class _Launch:
             )
         folder, self.checkpoint = record.find_run(parsed.value("resume") or "")
         saved, earlier = record.saved_config(folder)
-        ConfigStore.instance().store(
-            name="resumed_run", node=OmegaConf.merge({"defaults": ["run_config", "_self_"]}, saved)
-        )
+        root = OmegaConf.merge({"defaults": ["run_config", "_self_"]}, saved)
+        self.config_name = "resumed_run"
+        ConfigStore.instance().store(name=self.config_name, node=root)
         given = [word for word in parsed.overrides if not word.startswith(("resume=", "hydra"))]
         keys = {arguments.split_override(word)[0] for word in given}
         kept = [word for word in earlier if arguments.split_override(word)[0] not in keys]
@@ -178,37 +177,48 @@ class _Launch:
             self.announcement = f"Continuing with {' '.join(kept)}, as the run was last continued"
         self.repeated = [*kept, *given]
         output = [f"hydra.run.dir={arguments.quote(str(folder))}", "hydra.output_subdir=null"]
-        quiet = ["hydra/job_logging=none", f"hydra.job.name={self.app.config_name}"]
-        return "resumed_run", arguments.Arguments([*kept, *parsed.overrides, *output, *quiet], parsed.flags)
+        quiet = [
+            "hydra/job_logging=none",
+            "hydra/hydra_logging=none",
+            f"hydra.job.name={self.app.config_name}",
+        ]
+        return arguments.Arguments([*kept, *parsed.overrides, *output, *quiet], parsed.flags)
 
     def _job(self, config: DictConfig) -> None:
         """Check and run one composed config; Hydra calls this, once per job of a sweep."""
         from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
 
         from i2i_lightning.cli import check, record
 
         hydra = HydraConfig.get()
+        in_sweep = hydra.mode == RunMode.MULTIRUN
+        self.debug = self.debug or config.debug is True
         overrides = list(hydra.overrides.task) if self.checkpoint is None else self.repeated
         command = shlex.join([self.app.program, *self.words])
         run = record.Run(config, Path(hydra.runtime.output_dir), command, overrides, self.checkpoint)
         try:
             check.check_config(config)
             quiet_others()
-            if self.announcement and is_first_process():
-                print(self.announcement, flush=True)
-            self.announcement = ""
+            if is_first_process():
+                self._announce(f"Job {hydra.job.num}: {' '.join(overrides)}" if in_sweep else "")
             self.app.task(run)
         except Exception as error:
             if self.checkpoint is None and is_first_process():
                 record.discard_if_empty(run)
-            if self.sweeps:
+            if in_sweep:
                 raise  # sweepers count failures
             self.slip = error  # raised again outside, past Hydra's own words on it
+
+    def _announce(self, job: str) -> None:
+        for line in filter(None, (self.announcement, job)):
+            print(line, flush=True)
+        self.announcement = ""
 
 
 def is_first_process() -> bool:
     """Return whether this process is the one that talks and writes: rank 0, or the only one."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("SLURM_PROCID", "0") == "0"
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
 def quiet_others() -> None:

@@ -112,7 +112,12 @@ def _checked(word: str, multirun: bool, groups: Iterable[str]) -> str:
     if not is_path_key(key):
         return word
     prefix = word[: word.index("=") + 1]
-    if multirun and "," in value and not os.path.exists(os.path.expanduser(value)):
+    if (
+        multirun
+        and "," in value
+        and quote_path(value) != value
+        and not os.path.exists(os.path.expanduser(value))
+    ):
         return prefix + ",".join(quote_path(part) for part in value.split(","))
     return prefix + quote_path(value)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.errors import (
     CompactHydraException,
     ConfigCompositionException,
@@ -28,6 +30,7 @@ from i2i_lightning.types import UserError
 
 MAX_LINES = 3
 MAX_LINE_LENGTH = 400
+MACHINE_SAYS_NO = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
 NO_GPU = "trainer.accelerator=gpu: torch finds no GPU on this machine; take trainer=cpu or trainer=default"
 BOOKKEEPING = ("full_key:", "object_type=", "reference_type=", "Set the environment variable")
 
@@ -44,6 +47,9 @@ def explain(error: BaseException, overrides: Sequence[str], conf: Path, config_n
     for link in _chain(error):
         if isinstance(link, UserError):
             return trim(str(link))
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        where = f"{error.problem_mark.name}, line {error.problem_mark.line + 1}"
+        return trim(f"{where}: not valid YAML: {error.problem}")
     if isinstance(error, MissingConfigException):
         return trim(_missing_config(error, overrides, conf))
     if isinstance(error, OverrideParseException):
@@ -58,6 +64,8 @@ def explain(error: BaseException, overrides: Sequence[str], conf: Path, config_n
         return trim(str(error))
     if type(error).__name__ == "OutOfMemoryError":
         return trim(f"out of GPU memory: lower data.batch_size or data.crop_px\n{str(error).splitlines()[0]}")
+    if isinstance(error, OSError) and error.errno in MACHINE_SAYS_NO:
+        return trim(f"{error.filename or 'outputs'}: {error.strerror}")
     if isinstance(error, ValueError) and _raised_in(error).startswith("torch.optim."):
         return trim(f"optimizer: {error}")
     return None
@@ -94,8 +102,7 @@ def _missing_config(error: MissingConfigException, overrides: Sequence[str], con
         return str(error)
     options = sorted(error.options or group_options(conf, group), key=natural)
     asked = any(arguments.split_override(word) == (group, option) for word in overrides)
-    place = re.match(r"In '([^']+)'", str(error))
-    origin = "" if asked or place is None else f" (asked for by conf/{place[1]}.yaml)"
+    origin = "" if asked else " (asked for by a config file)"
     hint = did_you_mean(option, options)
     return f"{group}={option}: no such option{origin}.{hint}\n{group}: {', '.join(options)}"
 

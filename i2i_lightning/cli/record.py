@@ -37,7 +37,7 @@ class Run:
         config: The composed and checked config.
         folder: The run folder.
         command: The command line as it was typed.
-        overrides: The overrides of a new run; of a continued one, those that differ from the run's own config.
+        overrides: The overrides of a new run; of a continued one, what differs from its own config.
         checkpoint: The checkpoint that the run continues from; None for a new run.
         started: Whether the records of a new run are written, and the folder thereby its own.
     """
@@ -125,8 +125,8 @@ def discard_if_empty(run: Run) -> None:
     if not folder.is_dir() or any(entry.name not in own for entry in folder.iterdir()):
         return
     shutil.rmtree(folder)
-    for parent in list(folder.parents)[:2]:  # outputs/<name>, at most outputs/<name>/multirun
-        if parent.name == "outputs" or any(parent.iterdir()):
+    for parent in folder.parents:
+        if Path.cwd() not in parent.parents or any(parent.iterdir()):
             break
         parent.rmdir()
 
@@ -161,7 +161,7 @@ def _runs_inside(folder: Path) -> str:
     runs = (
         sorted(file.parent.parent for file in folder.glob("*/.hydra/config.yaml")) if folder.is_dir() else []
     )
-    return f". Its newest run is {runs[-1]}" if runs else ""
+    return f". Its newest run is {shown(runs[-1])}" if runs else ""
 
 
 def saved_config(folder: Path) -> tuple[DictConfig, list[str]]:

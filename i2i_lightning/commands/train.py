@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 
 def train(run: Run) -> None:
     """Train what ``run.config`` describes into the run folder, or continue there from ``run.checkpoint``."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from hydra.utils import instantiate
     from lightning import seed_everything
-    from lightning.pytorch.callbacks import LambdaCallback
+    from lightning.pytorch.callbacks import LambdaCallback, ProgressBar
     from omegaconf import OmegaConf
 
     from i2i_lightning.checkpoints.io import warm_start
     from i2i_lightning.cli import record
+    from i2i_lightning.types import UserError
 
     config = run.config
     seed_everything(config.seed, workers=True, verbose=False)
@@ -39,13 +42,24 @@ def train(run: Run) -> None:
         if run.checkpoint is not None and is_first_process():
             record.continued(run)
 
+    callbacks = entries(config.callbacks)
+    if not config.trainer.enable_progress_bar:
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     trainer = instantiate(
         config.trainer,
-        callbacks=[*entries(config.callbacks), LambdaCallback(on_train_start=on_train_start)],
+        callbacks=[*callbacks, LambdaCallback(on_train_start=on_train_start)],
         logger=entries(config.logger),
         default_root_dir=str(run.folder),
         _convert_="all",
     )
+    if (
+        HydraConfig.get().mode == RunMode.MULTIRUN
+        and "Subprocess" in type(trainer.strategy.launcher).__name__
+    ):
+        raise UserError(
+            f"trainer.devices={config.trainer.devices}: each process would run the whole sweep again; "
+            "sweep over one device, or take trainer.strategy=ddp_spawn_find_unused_parameters_true"
+        )
     if run.checkpoint is None and is_first_process():
         record.start(run)
     try:
