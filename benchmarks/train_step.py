@@ -176,6 +176,7 @@ def compose(setting: Setting, folder: str) -> Any:
         f"discriminator.base_channels={setting.base_channels}",
         f"trainer.precision={LIGHTNING_PRECISION[setting.precision]}",
         "trainer.max_epochs=2",
+        f"logger.csv.save_dir={folder}",
         f"trainer.accelerator={'gpu' if setting.device == 'cuda' else 'cpu'}",
         *setting.overrides,
     ]

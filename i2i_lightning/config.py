@@ -15,6 +15,8 @@ from omegaconf import OmegaConf
 
 MAX_UNET_DEPTH = 8
 """Halvings of the paper's U-Net at 256 px: deeper ones have no room for the usual crops."""
+MIN_UNET_DEPTH = 5
+"""With fewer halvings the bottleneck sees little of the image; ask for them by ``generator.num_downs``."""
 
 
 @dataclass
@@ -80,6 +82,13 @@ def unet_depth(crop_px: int | Sequence[int] | None) -> int:
     if not sides or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"data.crop_px={crop_px}: give one side in pixels, or [height, width]")
     halvings = min((side & -side).bit_length() - 1 for side in sides)
+    if halvings < MIN_UNET_DEPTH:
+        step = 2**MIN_UNET_DEPTH
+        near = " or ".join(str(size) for size in sorted({max(1, side // step) * step for side in sides}))
+        raise ValueError(
+            f"data.crop_px={crop_px}: a U-Net halves its image at least {MIN_UNET_DEPTH} times; take "
+            f"multiples of {step} px ({near}, ...), or set generator.num_downs"
+        )
     return min(halvings, MAX_UNET_DEPTH)
 
 

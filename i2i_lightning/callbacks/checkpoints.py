@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,27 +82,31 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Write ``last`` in the middle of an epoch, at the next batch after which no gradients are waiting.
 
-        An epoch's last batch is left to the epoch's end.
+        An epoch's last batch is left to the epoch's end. A run that is told to stop here
+        (``trainer.max_time``) writes what it has.
         """
-        if self.every_n_batches is None:
-            return
-        self._due = self._due or (batch_idx + 1) % self.every_n_batches == 0
+        every = self.every_n_batches
+        self._due = self._due or trainer.should_stop or (every is not None and (batch_idx + 1) % every == 0)
         waits = getattr(pl_module, "holds_gradients", False) or batch_idx + 1 >= trainer.num_training_batches
         if self._due and not waits:
             self._write(trainer, "last.ckpt")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``last``, ``best`` and the kept epochs; the module's own epoch end has already run."""
+        if not trainer.is_last_batch:
+            return  # stopped in mid-epoch: what can be resumed was written after the batch
         epoch = trainer.current_epoch + 1
         is_best = self._note_best(trainer, epoch)
         keeps = self.keep_every_n_epochs is not None and epoch % self.keep_every_n_epochs == 0
         ends = epoch == trainer.max_epochs or trainer.should_stop
-        if epoch % self.every_n_epochs == 0 or is_best or keeps or ends:
-            self._write(trainer, "last.ckpt")
-        if is_best:
-            self._copy(trainer, "best.ckpt")
-        if keeps:
-            self._copy(trainer, f"epoch_{epoch:04d}.ckpt")
+        # Last comes last: a run killed in between resumes from the one before, and finds its best again.
+        names = ["best.ckpt"] if is_best else []
+        names += [f"epoch_{epoch:04d}.ckpt"] if keeps else []
+        if names or ends or epoch % self.every_n_epochs == 0:
+            names += ["last.ckpt"]
+            self._write(trainer, names[0])
+        for name in names[1:]:
+            self._copy(trainer, names[0], name)
 
     def _note_best(self, trainer: Trainer, epoch: int) -> bool:
         if self.monitor is None or not trainer.fit_loop.epoch_loop._should_check_val_epoch():
@@ -141,21 +146,18 @@ class Checkpoints(Checkpoint):
         else:
             trainer.save_checkpoint(path)  # takes part in the strategy's collective; only rank 0 writes
 
-    def _copy(self, trainer: Trainer, name: str) -> None:
-        # A hard link costs nothing and stays what it is: last.ckpt is replaced by a rename, never written
-        # into.
+    def _copy(self, trainer: Trainer, source: str, name: str) -> None:
+        # A hard link costs nothing, and stays what it is: files are replaced by a rename, never written into.
         if not trainer.is_global_zero:
             return
-        last = self.folder(trainer) / "last.ckpt"
+        written = self.folder(trainer) / source
 
         def link(path: Path) -> None:
             path.unlink(missing_ok=True)
             try:
-                os.link(last, path)
-            except OSError:
-                import shutil
-
-                shutil.copyfile(last, path)
+                os.link(written, path)
+            except OSError:  # a file system without links
+                shutil.copyfile(written, path)
 
         write_beside(self.folder(trainer) / name, link)
 

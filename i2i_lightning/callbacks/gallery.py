@@ -125,7 +125,6 @@ class Gallery(Callback):
         self._window = 1
         self._sums = TermSums()
         self._unread: list[tuple[float, Terms]] = []
-        self._failed = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history as plain lists; pictures are base64 text."""
@@ -158,7 +157,6 @@ class Gallery(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and write a first page, to be looked at before the first epoch is over."""
         self._began = time.monotonic()
-        self._failed = False
         self._sums.clear()
         self._unread = []
         total = trainer.num_training_batches * max(trainer.max_epochs or 1, 1)
@@ -288,7 +286,6 @@ class Gallery(Callback):
 
     def _stop(self, trainer: Trainer, state: str, reason: str) -> None:
         self._seconds_before, self._began = self._seconds(), None
-        self._failed = state == "stopped"
         self._status = (state, reason)
         self.write(trainer)
 

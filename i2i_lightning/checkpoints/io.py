@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,22 @@ def warm_start(method: nn.Module, path: str | Path) -> None:
         if key.startswith("averages.") and key not in saved:
             saved[key] = saved.get(key.removeprefix("averages."), wanted[key])
     saved = {key: value for key, value in saved.items() if key in wanted or not key.startswith("averages.")}
+    check_networks(method, saved, f"warm_start={path}")
+    method.load_state_dict(saved)
+
+
+def check_networks(method: nn.Module, saved: Mapping[str, Tensor], where: str) -> None:
+    """Compare saved weights with the networks that are to take them.
+
+    Args:
+        method: The method, freshly built.
+        saved: The checkpoint's ``state_dict``.
+        where: The key and file to name.
+
+    Raises:
+        UserError: If a weight is missing, superfluous or of another shape, naming the first that are.
+    """
+    wanted = method.state_dict()
     wrong = [f"{key} is missing" for key in wanted if key not in saved]
     wrong += [f"{key} is not part of this method" for key in saved if key not in wanted]
     wrong += [
@@ -95,7 +111,6 @@ def warm_start(method: nn.Module, path: str | Path) -> None:
     if wrong:
         more = f" (and {len(wrong) - 2} more)" if len(wrong) > 2 else ""
         raise UserError(
-            f"warm_start={path}: its networks are not those of this run: {'; '.join(wrong[:2])}{more}\n"
+            f"{where}: its networks are not those of this run: {'; '.join(wrong[:2])}{more}\n"
             "choose the generator, discriminator and method options it was trained with"
         )
-    method.load_state_dict(saved)

@@ -22,7 +22,7 @@ def train(run: Run) -> None:
     from lightning.pytorch.callbacks import LambdaCallback, ProgressBar
     from omegaconf import OmegaConf
 
-    from i2i_lightning.checkpoints.io import warm_start
+    from i2i_lightning.checkpoints.io import check_networks, read_checkpoint, warm_start
     from i2i_lightning.cli import record
     from i2i_lightning.types import UserError
 
@@ -31,7 +31,10 @@ def train(run: Run) -> None:
     datamodule = instantiate(config.data, _convert_="all")
     method = instantiate(config.method, _convert_="all")
     method.config = OmegaConf.to_container(config.method, resolve=True)
-    if config.warm_start is not None and run.checkpoint is None:
+    if run.checkpoint is not None:
+        saved = read_checkpoint(run.checkpoint)["state_dict"]
+        check_networks(method, saved, f"resume={record.shown(Path(run.checkpoint))}")
+    elif config.warm_start is not None:
         warm_start(method, config.warm_start)
 
     began = []

@@ -68,6 +68,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.test_set: KeyedDataset | None = None
         self.cache_in_memory = False
         self.multiprocessing_context: str | None = None
+        self._odd_sizes_px: set[tuple[int, int]] = set()
         self._train_sampler: EpochSampler | None = None
         self._continue_at: Key | None = None
 
@@ -99,6 +100,11 @@ class ImageDataModule(LightningDataModule, ABC):
         """
 
     # What every subclass inherits.
+
+    @property
+    def sizes_px(self) -> set[tuple[int, int]]:
+        """Every (height, width) that training and validation will meet, as far as set-up knows them."""
+        return self._odd_sizes_px | ({self.size_px} if self.size_px is not None else set())
 
     @property
     def num_train_images(self) -> int:

@@ -280,7 +280,8 @@ class PairedDataModule(ImageDataModule):
         else:
             assert isinstance(source, FilePairs)
             headers = (source.headers(index)[0] for index in range(len(source.files)))
-            sizes = {(header.height, header.width) for header in headers}
+            training = split == "train"
+            sizes = {self.geometry.cached_size(header.height, header.width, training) for header in headers}
         key = "batch_size" if split == "train" else "val_batch_size"
         batch_size = getattr(self, key)
         if len(sizes) > 1 and batch_size > 1:
@@ -289,6 +290,7 @@ class PairedDataModule(ImageDataModule):
                 f"data.{key}={batch_size}: {split} pictures of {len(sizes)} sizes ({shown}) cannot share "
                 f"a batch; set data.{key}=1, or a data.preprocess that cuts them to data.crop_px"
             )
+        self._odd_sizes_px |= sizes
         if split == "train" and len(sizes) == 1:
             height, width = sizes.pop()
             self.size_px = height, width

@@ -230,6 +230,11 @@ def _complete_splits(found: FoundPairs, val_fraction: float) -> None:
             raise UserError(f"data.val_fraction={val_fraction}: must lie between 0 and 1")
         every = max(round(1 / val_fraction), 2)
         everything = splits["train"]
+        if len(everything) < 2:
+            raise UserError(
+                f"{found.where}: {len(everything)} pair is too few: one trains and one validates, "
+                "give at least 2"
+            )
         held_out = everything[every // 2 :: every] or everything[-1:]
         names = {pair.name for pair in held_out}
         splits["train"] = [pair for pair in everything if pair.name not in names]

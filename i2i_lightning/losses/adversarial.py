@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from i2i_lightning.losses.reconstruction import at_least_float32
 from i2i_lightning.types import UserError
 
 GANMode = Literal["vanilla", "lsgan", "hinge", "wgangp"]
@@ -41,7 +42,7 @@ def discriminator_loss(pred_real: Tensor, pred_fake: Tensor, mode: GANMode = "va
     Raises:
         UserError: If ``mode`` is none of the four.
     """
-    pred_real, pred_fake = _at_least_float32(pred_real), _at_least_float32(pred_fake)
+    pred_real, pred_fake = at_least_float32(pred_real), at_least_float32(pred_fake)
     if mode == "vanilla":
         real = F.binary_cross_entropy_with_logits(pred_real, torch.ones_like(pred_real))
         fake = F.binary_cross_entropy_with_logits(pred_fake, torch.zeros_like(pred_fake))
@@ -73,7 +74,7 @@ def generator_loss(pred_fake: Tensor, mode: GANMode = "vanilla") -> Tensor:
     Raises:
         UserError: If ``mode`` is none of the four.
     """
-    pred_fake = _at_least_float32(pred_fake)
+    pred_fake = at_least_float32(pred_fake)
     if mode == "vanilla":
         return F.binary_cross_entropy_with_logits(pred_fake, torch.ones_like(pred_fake))
     if mode == "lsgan":
@@ -95,10 +96,6 @@ def real_threshold(mode: GANMode = "vanilla") -> float:
     if mode not in GAN_MODES:
         raise _unknown(mode)
     return 0.5 if mode == "lsgan" else 0.0
-
-
-def _at_least_float32(pred: Tensor) -> Tensor:
-    return pred.float() if pred.dtype in (torch.float16, torch.bfloat16) else pred
 
 
 def _unknown(mode: str) -> UserError:

@@ -9,13 +9,9 @@ from torch import Tensor
 
 def l1_loss(fake: Tensor, real: Tensor) -> Tensor:
     """Return ``E|fake - real|`` of two images ``(N, C, H, W)``, a scalar, in float32 at least."""
-    return F.l1_loss(_at_least_float32(fake), _at_least_float32(real))
+    return F.l1_loss(at_least_float32(fake), at_least_float32(real))
 
 
-def l2_loss(fake: Tensor, real: Tensor) -> Tensor:
-    """Return ``E[(fake - real)^2]`` of two images ``(N, C, H, W)``, a scalar, in float32 at least."""
-    return F.mse_loss(_at_least_float32(fake), _at_least_float32(real))
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return ``x``, in float32 if it came in half precision: losses are summed in full precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -40,7 +40,7 @@ class Method(LightningModule):
     Args:
         optimizer: Builds an optimiser from parameters; called once per player.
         scheduler: Builds a scheduler from an optimiser; None keeps the rate constant.
-        weights: Weight of each loss term, by the term's name. ``minimize`` applies it, and nothing else does.
+        weights: Weight of each loss term, by player and term. ``minimize`` applies it, and nothing else does.
         test_mode: How networks run outside training. ``train`` keeps dropout on and normalises by the
             statistics of the test batch (Isola et al. 2017, section 3.3); ``eval`` uses running statistics
             without dropout.
@@ -55,7 +55,7 @@ class Method(LightningModule):
         *,
         optimizer: OptimizerFactory,
         scheduler: Schedule | None,
-        weights: Mapping[str, float],
+        weights: Mapping[str, Mapping[str, float]],
         test_mode: TestMode = "train",
         ema_decay: float | None = None,
         accumulate_batches: int = 1,
@@ -75,7 +75,7 @@ class Method(LightningModule):
         self.automatic_optimization = False
         self.make_optimizer = optimizer
         self.make_scheduler: Schedule = scheduler if scheduler is not None else Constant()
-        self.weights = dict(weights)
+        self.weights = {player: dict(terms) for player, terms in weights.items()}
         self.test_mode: TestMode = test_mode
         self.ema_decay = ema_decay
         self.accumulate_batches = accumulate_batches
@@ -132,11 +132,11 @@ class Method(LightningModule):
             ``minimize(terms)``, which weights and records the 0-d loss ``terms``, backpropagates their sum
             and, at the accumulation boundary, steps the player's optimiser. Call it once in a phase.
         """
-        optimizer = self.player_optimizer(player)
+        optimizer, weights = self.player_optimizer(player), self.weights[player]
         steps = self.steps_now
 
         def minimize(terms: Mapping[str, Tensor]) -> None:
-            total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
+            total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
             self.step_terms |= {f"{player}/{name}": value.detach() for name, value in terms.items()}
             self.step_terms[f"{player}/total"] = total.detach()
             self.manual_backward(total / self.accumulate_batches if self.accumulate_batches > 1 else total)
@@ -158,14 +158,21 @@ class Method(LightningModule):
         }
 
     def on_train_start(self) -> None:
-        """Refuse to clip gradients that a fused optimiser unscales only inside its own step."""
+        """Refuse what one gradient scaler cannot do for several fused or accumulating optimisers."""
+        if self.trainer.precision != "16-mixed":
+            return
         fused = any(
             getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in self.trainer.optimizers
         )
-        if self.clip_norm is not None and self.trainer.precision == "16-mixed" and fused:
+        if self.clip_norm is not None and fused:
             raise UserError(
                 f"method.clip_norm={self.clip_norm} with precision=fp16 would clip scaled gradients in a "
                 "fused optimiser: set optimizer.fused=false, or take precision=bf16"
+            )
+        if self.accumulate_batches > 1:
+            raise UserError(
+                f"method.accumulate_batches={self.accumulate_batches} with precision=fp16: one player's step "
+                "changes the scale of the gradients that the other still holds; take precision=bf16"
             )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -214,11 +221,18 @@ class Method(LightningModule):
             logger.log_metrics(metrics, step=self.batches_seen)
 
     def on_train_epoch_end(self) -> None:
-        """Step every scheduler; Lightning never does under manual optimisation."""
+        """Step every scheduler; Lightning never does under manual optimisation.
+
+        A run that stops in the middle of an epoch (``trainer.max_time``) passes here too: that epoch is not
+        over.
+        """
+        if not self.trainer.is_last_batch:
+            return
         schedulers = self.lr_schedulers()
         for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
             if isinstance(scheduler, ReduceLROnPlateau):
-                scheduler.step(self._monitored())
+                if self.trainer.fit_loop.epoch_loop._should_check_val_epoch():
+                    scheduler.step(self._monitored())
             elif scheduler is not None:
                 scheduler.step()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from i2i_lightning.losses.adversarial import GANMode, discriminator_loss, generator_loss, real_threshold
 from i2i_lightning.losses.reconstruction import l1_loss
@@ -21,8 +22,8 @@ class Pix2PixLoss:
 
     Args:
         gan_mode: vanilla (equation 1, non-saturating), lsgan, hinge or wgangp.
-        lambda_gan: Weight of the adversarial term; 0 trains on the L1 term alone and leaves the discriminator
-            out.
+        lambda_gan: Weight of the generator's adversarial term; 0 trains on the L1 term alone and leaves the
+            discriminator out.
         lambda_l1: Weight of the L1 term (paper: 100); 0 trains on the adversarial term alone.
         lambda_gp: Weight of the gradient penalty; used by wgangp alone.
     """
@@ -84,12 +85,30 @@ class Pix2Pix(Method):
         super().__init__(
             optimizer=optimizer,
             scheduler=scheduler,
-            weights={"gan": loss.lambda_gan, "l1": loss.lambda_l1, "gp": loss.lambda_gp},
+            weights={
+                "discriminator": {"gan": 1.0, "gp": loss.lambda_gp},
+                "generator": {"gan": loss.lambda_gan, "l1": loss.lambda_l1},
+            },
             test_mode=test_mode,
             ema_decay=ema_decay,
             accumulate_batches=accumulate_batches,
             clip_norm=clip_norm,
         )
+        z_channels = getattr(generator, "z_channels", 0)
+        if z_dim != z_channels:
+            raise UserError(
+                f"method.z_dim={z_dim}: this generator takes a z of length {z_channels}"
+                + (
+                    "; only the U-Nets take one (generator.z_channels)"
+                    if not hasattr(generator, "z_channels")
+                    else ""
+                )
+            )
+        if loss.gan_mode == "wgangp" and any(isinstance(m, _BatchNorm) for m in discriminator.modules()):
+            raise UserError(
+                "loss.gan_mode=wgangp penalises the slope at each image, which batch norm mixes with its "
+                "neighbours': set discriminator.norm=instance or none"
+            )
         self.generator = generator
         self.discriminator = discriminator
         self.loss = loss
@@ -102,13 +121,12 @@ class Pix2Pix(Method):
 
     def setup(self, stage: str) -> None:
         """Refuse an image size that the networks cannot take, before anything is trained."""
-        size = getattr(getattr(self.trainer, "datamodule", None), "size_px", None)
-        if size is None:
-            return
-        for network in (self.generator, self.discriminator):
-            check = getattr(network, "check_size", None)
-            if check is not None:
-                check(*size)
+        data = getattr(self.trainer, "datamodule", None)
+        for size in getattr(data, "sizes_px", None) or []:
+            for network in (self.generator, self.discriminator):
+                check = getattr(network, "check_size", None)
+                if check is not None:
+                    check(*size)
 
     def translate(self, generator: nn.Module, real_a: Tensor) -> Tensor:
         """Return ``generator``'s output for ``real_a``, with a fresh z where the method has one."""

@@ -86,6 +86,10 @@ class Cosine:
 
     total_epochs: int
 
+    def __post_init__(self) -> None:
+        if self.total_epochs < 1:
+            raise UserError(f"scheduler.total_epochs={self.total_epochs}: give at least 1 epoch")
+
     def factor(self, epoch: int) -> float:
         """Return the multiple of the base rate at ``epoch``, in (0, 1].
 

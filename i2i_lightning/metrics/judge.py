@@ -70,9 +70,11 @@ def _block(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequentia
 class JudgeNetwork(nn.Module):
     """One trunk, four answers: a small feature pyramid at 32, 16 and 8 px below a 64 px picture.
 
-    The picture enters as 2x2 blocks of pixels on 32x32 positions and the parsing leaves the same way, which
-    keeps every convolution at 32 px or less. Landmarks are the means of heat maps (soft-argmax; Nibali et al.
-    2018).
+    The picture enters as 2x2 blocks of pixels on 32x32 positions, which keeps nearly every convolution at 32
+    px or less; one at 64 px sees the picture again and sharpens the borders of the parsing. Landmarks are the
+    means of heat maps (soft-argmax; Nibali et al. 2018). The parameters are read off where the points lie, in
+    the frame of the eyes, and off the features found at each of them: a gaze or a brow is smaller than a cell
+    of the trunk.
 
     Args:
         base_channels: Width at 32 px; twice that at 16 px, three times at 8 px.
@@ -81,6 +83,7 @@ class JudgeNetwork(nn.Module):
     def __init__(self, base_channels: int = 40) -> None:
         super().__init__()
         fine, middle, coarse = base_channels, 2 * base_channels, 3 * base_channels
+        points = len(LANDMARK_NAMES)
         self.stem = nn.Sequential(nn.PixelUnshuffle(2), _block(12, fine), _block(fine, fine))
         self.down_middle = nn.Sequential(_block(fine, middle, 2), _block(middle, middle))
         self.down_coarse = nn.Sequential(_block(middle, coarse, 2), _block(coarse, coarse))
@@ -88,14 +91,16 @@ class JudgeNetwork(nn.Module):
         self.merge_middle = _block(middle, middle)
         self.lateral_fine = nn.Conv2d(middle, fine, 1)
         self.merge_fine = _block(fine, fine)
-        self.parser = nn.Sequential(nn.Conv2d(fine, 4 * len(CLASS_NAMES), 1), nn.PixelShuffle(2))
-        self.heat = nn.Conv2d(fine, len(LANDMARK_NAMES), 1)
-        self.squeeze = nn.Sequential(
-            nn.Conv2d(coarse, 32, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True)
-        )
-        summary = 32 * 64 + 2 * len(LANDMARK_NAMES) + 2 * fine
+        self.widen = nn.Sequential(nn.Conv2d(fine, 64, 1), nn.PixelShuffle(2), nn.ReLU(inplace=True))
+        self.parser = nn.Conv2d(16 + 3, len(CLASS_NAMES), 3, 1, 1)
+        self.heat = nn.Conv2d(fine, points, 1)
+        self.squeeze = nn.Conv2d(coarse, 16, 1)
+        summary = 16 * 64 + points * fine + 4 * points + 2 * fine
         self.regressor = nn.Sequential(
-            nn.Linear(summary, 192), nn.ReLU(inplace=True), nn.Linear(192, len(VECTOR_NAMES))
+            nn.BatchNorm1d(summary),
+            nn.Linear(summary, 192),
+            nn.ReLU(inplace=True),
+            nn.Linear(192, len(VECTOR_NAMES)),
         )
         self.stylist = nn.Sequential(
             nn.Linear(2 * fine + coarse, 48), nn.ReLU(inplace=True), nn.Linear(48, len(STYLES))
@@ -110,16 +115,31 @@ class JudgeNetwork(nn.Module):
         coarse = self.down_coarse(middle)
         up = self.merge_middle(middle + F.interpolate(self.lateral_middle(coarse), scale_factor=2.0))
         merged = self.merge_fine(fine + F.interpolate(self.lateral_fine(up), scale_factor=2.0))
+        parsing = self.parser(torch.cat([self.widen(merged), images], 1))
         heat = self.heat(merged).flatten(2).softmax(-1).unflatten(2, (32, 32))
         axis: Tensor = self.axis  # type: ignore[assignment]
         points = torch.stack([(heat.sum(2) * axis).sum(-1), (heat.sum(3) * axis).sum(-1)], -1)
         # The first layer keeps the texture, by which a photo is told from a drawing.
         texture = torch.cat([fine.mean((2, 3)), fine.flatten(2).std(-1)], 1)
-        summary = torch.cat(
-            [self.squeeze(coarse).flatten(1), 4 * (points.detach().flatten(1) - 0.5), texture], 1
-        )
+        where = points.detach()
+        local = F.grid_sample(merged, 2 * where[:, :, None] - 1, align_corners=False)
+        places = torch.cat([where, in_eye_frame(where)], -1).flatten(1)
+        summary = torch.cat([self.squeeze(coarse).flatten(1), local.flatten(1), places, texture], 1)
         style = self.stylist(torch.cat([texture, coarse.mean((2, 3))], 1))
-        return Reading(self.parser(merged), points, self.regressor(summary), style)
+        return Reading(parsing, points, self.regressor(summary), style)
+
+
+def in_eye_frame(points: Tensor) -> Tensor:
+    """Return points ``(N, K, 2)`` in the frame of the outer eye corners: along and across their line.
+
+    The unit is the distance of the corners, so that neither place, size nor roll of the head is left.
+    """
+    left, right = points[:, OUTER_EYE_CORNERS[0]], points[:, OUTER_EYE_CORNERS[1]]
+    along = right - left
+    across = torch.stack([-along[:, 1], along[:, 0]], -1)
+    moved = points - 0.5 * (left + right)[:, None]
+    projected = torch.stack([(moved * along[:, None]).sum(-1), (moved * across[:, None]).sum(-1)], -1)
+    return projected / along.square().sum(-1).clamp(min=1e-4)[:, None, None]
 
 
 def to_judge(images: Tensor) -> Tensor:

@@ -15,9 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from benchmarks import reference_pix2pix
+from i2i_lightning.losses.adversarial import discriminator_loss, generator_loss
 from i2i_lightning.methods.pix2pix import Pix2Pix, Pix2PixLoss
 from i2i_lightning.methods.schedules import Linear
 from i2i_lightning.networks.patchgan import PatchGAN
+from i2i_lightning.networks.resnet import ResNetGenerator
 from i2i_lightning.networks.unet import UNet
 from i2i_lightning.types import UserError
 
@@ -42,7 +45,7 @@ def build(conditional: bool = True, **options: Any) -> Pix2Pix:
     torch.manual_seed(0)
     loss = options.pop("loss", Pix2PixLoss())
     generator = UNet(3, 3, num_downs=5, base_channels=8, dropout="none", z_channels=options.get("z_dim", 0))
-    discriminator = PatchGAN(6 if conditional else 3, base_channels=8, num_layers=2)
+    discriminator = PatchGAN(6 if conditional else 3, base_channels=8)
     return Pix2Pix(generator, discriminator, loss, ADAM, conditional=conditional, **options)
 
 
@@ -127,10 +130,12 @@ def test_five_steps_equal_the_reference(
 ) -> None:
     items = pairs(10, dtype=dtype)
     method = build(conditional)
-    generator, discriminator = (
-        copy.deepcopy(method.generator).to(dtype),
-        copy.deepcopy(method.discriminator).to(dtype),
-    )
+    # Networks written independently, nested as the reference nests them.
+    generator = reference_pix2pix.unet(3, 3, num_downs=5, base_channels=8, dropout=False)
+    discriminator = reference_pix2pix.patchgan(6 if conditional else 3, base_channels=8)
+    for ours_n, theirs_n in ((method.generator, generator), (method.discriminator, discriminator)):
+        reference_pix2pix.copy_weights(ours_n, theirs_n)
+        theirs_n.to(dtype)
     ours = fit(method, items, precision=precision)
     theirs = reference_steps(generator, discriminator, items, 2, conditional)
     assert len(ours.terms) == len(theirs) == 5
@@ -139,16 +144,10 @@ def test_five_steps_equal_the_reference(
         assert mine["generator/gan"] == pytest.approx(reference["gan"], rel=tolerance)
         assert mine["generator/l1"] == pytest.approx(reference["l1"], rel=tolerance)
     if dtype == torch.float64:
+        # No bias is left out: convolutions before a batch norm have none.
         for network, twin in ((method.generator, generator), (method.discriminator, discriminator)):
-            before_norm = cancelled_biases(network)
-            for (name, mine), reference in zip(network.named_parameters(), twin.parameters(), strict=True):
-                if name not in before_norm:
-                    torch.testing.assert_close(mine.to(dtype), reference, rtol=1e-10, atol=1e-13, msg=name)
-
-
-def cancelled_biases(network: nn.Module) -> set[str]:
-    """Names of biases that the norm behind them cancels. There are none: those convolutions have no bias."""
-    return {name for name, _ in network.named_parameters() if name.endswith(".conv.bias") and "norm" in name}
+            for mine_p, reference_p in zip(network.parameters(), twin.parameters(), strict=True):
+                torch.testing.assert_close(mine_p.to(dtype), reference_p, rtol=1e-10, atol=1e-13)
 
 
 def test_the_discriminator_runs_three_times_a_batch() -> None:
@@ -169,13 +168,22 @@ def test_l1_only_leaves_the_discriminator_out() -> None:
 
 
 def test_gan_only_gives_the_l1_term_no_gradient() -> None:
-    with_zero, shifted = build(loss=Pix2PixLoss(lambda_l1=0)), build(loss=Pix2PixLoss(lambda_l1=0))
-    items = pairs(2)
-    recorder = fit(with_zero, items)
+    """With ``lambda_l1=0`` the generator's gradient is that of the adversarial term alone."""
+    method, items = build(loss=Pix2PixLoss(lambda_l1=0)), pairs(2)
+    twin = copy.deepcopy(method)
+    recorder = fit(method, items)
     assert recorder.terms[0]["generator/total"] == pytest.approx(recorder.terms[0]["generator/gan"])
     assert recorder.terms[0]["generator/l1"] > 0
-    fit(shifted, items)
-    assert torch.equal(next(with_zero.generator.parameters()), next(shifted.generator.parameters()))
+    batch = torch.utils.data.default_collate(items)
+    real_a, real_b = batch["real_a"], batch["real_b"]
+    adam_d, adam_g = ADAM(twin.discriminator.parameters()), ADAM(twin.generator.parameters())
+    fake_b = twin.generator(real_a)
+    discriminator_loss(twin.judge(real_a, real_b), twin.judge(real_a, fake_b.detach()), "vanilla").backward()
+    adam_d.step()
+    generator_loss(twin.judge(real_a, fake_b), "vanilla").backward()
+    adam_g.step()
+    for mine, expected in zip(method.generator.parameters(), twin.generator.parameters(), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_gradient_penalty_is_applied() -> None:
@@ -316,3 +324,32 @@ def test_fused_fp16_clipping_is_refused() -> None:
         method.trainer = SimpleNamespace(precision="16-mixed", optimizers=optimizers)  # type: ignore[assignment]
         with pytest.raises(UserError, match=r"optimizer\.fused=false") if refused else nullcontext():
             method.on_train_start()
+
+
+def test_fp16_does_not_accumulate() -> None:
+    method = build(accumulate_batches=2)
+    method.trainer = SimpleNamespace(precision="16-mixed", optimizers=[])  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"method\.accumulate_batches=2"):
+        method.on_train_start()
+
+
+def test_a_z_that_the_generator_cannot_take_is_refused() -> None:
+    networks = ResNetGenerator(3, 3, 8, 6), PatchGAN(6, 8)
+    with pytest.raises(UserError, match=r"method\.z_dim=4.*U-Nets"):
+        Pix2Pix(*networks, Pix2PixLoss(), ADAM, z_dim=4)
+    with pytest.raises(UserError, match=r"method\.z_dim=0"):
+        Pix2Pix(UNet(3, 3, 5, 8, z_channels=4), networks[1], Pix2PixLoss(), ADAM)
+
+
+def test_the_penalty_refuses_batch_norm() -> None:
+    with pytest.raises(UserError, match=r"discriminator\.norm=instance"):
+        build(loss=Pix2PixLoss(gan_mode="wgangp"))
+
+
+def test_lambda_gan_leaves_the_discriminator_alone() -> None:
+    recorder = fit(build(loss=Pix2PixLoss(lambda_gan=0.5)), pairs(2))
+    terms = recorder.terms[0]
+    assert terms["discriminator/total"] == pytest.approx(terms["discriminator/gan"])
+    assert terms["generator/total"] == pytest.approx(
+        0.5 * terms["generator/gan"] + 100 * terms["generator/l1"]
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,7 @@ def run(
     accumulate: int = 1,
     resume: Path | None = None,
     keep: Path | None = None,
+    extra: Sequence[L.Callback] = (),
 ) -> dict[str, Any]:
     method = build(schedule, accumulate)
     checkpoints = Checkpoints(monitor="val/l1", every_n_batches=1, keep_every_n_epochs=2)
@@ -114,7 +116,7 @@ def run(
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        callbacks=[checkpoints, MeasureL1(), *([KeepEvery(keep)] if keep else [])],
+        callbacks=[checkpoints, MeasureL1(), *([KeepEvery(keep)] if keep else []), *extra],
     )
     trainer.fit(method, NoisyData(batch_size=2, num_workers=workers), ckpt_path=resume)
     return read_checkpoint(root / "checkpoints" / "last.ckpt")
@@ -168,6 +170,22 @@ def test_bit_equal_from_every_checkpoint(
         assert_same(whole["random_state"]["torch"], resumed["random_state"]["torch"], stop.stem)
         assert_same(whole["NoisyData"], resumed["NoisyData"], stop.stem)
         assert_same(whole["callbacks"], resumed["callbacks"], stop.stem)
+
+
+def test_a_run_stopped_in_mid_epoch_goes_on_there(tmp_path: Path) -> None:
+    """``trainer.max_time`` sets ``should_stop``; Lightning then runs the epoch's end as usual."""
+
+    class StopAfter(L.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            trainer.should_stop = trainer.lightning_module.batches_seen == BATCHES + 1
+
+    whole = run(tmp_path / "whole", Linear(EPOCHS, 2))
+    run(tmp_path / "stopped", Linear(EPOCHS, 2), extra=[StopAfter()])
+    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    assert read_checkpoint(last)["batches_seen"] == BATCHES + 1
+    resumed = run(tmp_path / "stopped", Linear(EPOCHS, 2), resume=last)
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "batches_seen", "epoch", "NoisyData"):
+        assert_same(whole[part], resumed[part], part)
 
 
 def test_the_files_of_a_run(tmp_path: Path) -> None:

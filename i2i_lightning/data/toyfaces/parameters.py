@@ -361,7 +361,7 @@ def sample_parameters(split: str, index: int, version: int = 1) -> FaceParameter
     fringe = draws.uniform() < 0.42 and style_draw in ("short", "bob", "long")
     eye_size, eye_spacing, eye_slant = draws.peaked(), draws.peaked(), draws.peaked()
     eyes_wide = draws.uniform() < 0.85
-    # Eyes, smile and mouth leave a gap around the threshold of their attribute, so that it has one right answer.
+    # Eyes, smile and mouth leave a gap at the threshold of their attribute, so that it has one right answer.
     eye_open = draws.uniform(0.66, 1.0) if eyes_wide else draws.uniform(0.3, 0.5)
     gaze_x, gaze_y = draws.peaked(), draws.peaked()
     iris_rgb = draws.colour(_IRIS_RGB[[0, 0, 0, 1, 1, 2, 3, 3, 4]], 0.12)
