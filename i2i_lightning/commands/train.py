@@ -33,7 +33,7 @@ def train(run: Run) -> None:
     method.config = OmegaConf.to_container(config.method, resolve=True)
     if run.checkpoint is not None:
         saved = read_checkpoint(run.checkpoint)["state_dict"]
-        check_networks(method, saved, f"resume={record.shown(Path(run.checkpoint))}")
+        check_networks(method, saved, f"resume={record.shown(run.checkpoint)}")
     elif config.warm_start is not None:
         warm_start(method, config.warm_start)
 

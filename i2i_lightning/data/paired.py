@@ -276,7 +276,7 @@ class PairedDataModule(ImageDataModule):
         if self.geometry.crop is not None:
             return
         if isinstance(source, CachedPairs):
-            sizes = {shape[-2:] for shape in source.a.layout.shapes}
+            sizes = {(shape[-2], shape[-1]) for shape in source.a.layout.shapes}
         else:
             assert isinstance(source, FilePairs)
             headers = (source.headers(index)[0] for index in range(len(source.files)))
