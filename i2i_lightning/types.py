@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
+
+if TYPE_CHECKING:  # slips are told before torch is imported
+    from torch import Tensor
 
 Size = int | Sequence[int]
 """A square side in pixels, or ``[height, width]``."""

@@ -230,7 +230,7 @@ def _complete_splits(found: FoundPairs, val_fraction: float) -> None:
             raise UserError(f"data.val_fraction={val_fraction}: must lie between 0 and 1")
         every = max(round(1 / val_fraction), 2)
         everything = splits["train"]
-        if len(everything) < 2:
+        if len(everything) < 2 and not found.problems.get("train"):
             raise UserError(
                 f"{found.where}: {len(everything)} pair is too few: one trains and one validates, "
                 "give at least 2"

@@ -154,3 +154,9 @@ def test_missing_folders_suggest_what_exists(tmp_path: Path) -> None:
         find_pairs(None, "folders", folder_a=tmp_path)
     with pytest.raises(UserError, match=r"need data\.layout=folders"):
         find_pairs(None, "csv", folder_a=tmp_path, folder_b=tmp_path)
+
+
+def test_one_pair_cannot_both_train_and_validate(tmp_path: Path) -> None:
+    touch(tmp_path, "train/only.png")
+    with pytest.raises(UserError, match="1 pair is too few"):
+        find_pairs(tmp_path, "side_by_side")
