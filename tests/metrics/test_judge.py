@@ -139,7 +139,14 @@ def test_the_shipped_judge_is_small_and_safe():
     with resources.as_file(resources.files("i2i_lightning.metrics").joinpath(WEIGHTS_NAME)) as path:
         assert path.stat().st_size <= 4 * 2**20
         torch.load(path, weights_only=True)
-    assert set(held_out_scores()["test"]) == {"photo_64", "cartoon_64", "photo_128", "cartoon_128", "chance"}
+    assert set(held_out_scores()["test"]) == {
+        "photo_64",
+        "cartoon_64",
+        "photo_128",
+        "cartoon_128",
+        "blank",
+        "chance",
+    }
 
 
 @pytest.mark.parametrize("size_px", [64, 128])
@@ -150,9 +157,9 @@ def test_the_shipped_judge_reads_held_out_faces(kind, size_px):
     scores.update(faces.pictures[kind], faces.parsing, faces.landmarks, faces.parameters)
     row = scores.compute()
     recorded = held_out_scores()["test"][f"{kind}_{size_px}"]
-    assert row["iou"] > 0.74
+    assert row["iou"] > 0.77
     assert row["pixel_accuracy"] > 0.95
-    assert row["landmark_error"] < 0.05
+    assert row["landmark_error"] < 0.035
     assert row["attribute_error"] < 0.04
     # Well below the chance of one who always gives the same answer.
     chance = held_out_scores()["test"]["chance"]["error_by_parameter"]
@@ -190,7 +197,7 @@ def test_the_judge_tells_defects_apart():
     assert blurred["iou"] > 0.8 * real["iou"]
     assert other["iou"] < 0.6 * real["iou"]
     assert other["landmark_error"] > 3 * real["landmark_error"]
-    assert blank["iou"] < 0.25
+    assert blank["iou"] < 0.5 * real["iou"]
 
 
 def test_palettes_and_regions_are_no_photos():

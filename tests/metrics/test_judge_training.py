@@ -72,4 +72,4 @@ def test_scores_by_kind_and_size():
     from i2i_lightning.metrics.judge import Judge
 
     rows = score_judge(Judge(JudgeNetwork(8)), count=2, sizes_px=(32,))
-    assert set(rows) == {"photo_32", "cartoon_32", "chance"}
+    assert set(rows) == {"photo_32", "cartoon_32", "blank", "chance"}
