@@ -102,13 +102,14 @@ class JudgeNetwork(nn.Module):
         self.regressor = nn.Sequential(
             nn.Linear(summary, 192), nn.ReLU(inplace=True), nn.Linear(192, len(VECTOR_NAMES))
         )
-        # Corrects the regressor once training is over, by least squares; nothing until then.
-        self.correction = nn.Linear(summary, NUM_CONTINUOUS)
-        nn.init.zeros_(self.correction.weight)
-        nn.init.zeros_(self.correction.bias)
         self.stylist = nn.Sequential(
             nn.Linear(2 * fine + coarse, 48), nn.ReLU(inplace=True), nn.Linear(48, len(STYLES))
         )
+        # Corrects the regressor once training is over, by least squares; nothing until then, and no gradient.
+        self.correction = nn.Linear(summary, NUM_CONTINUOUS)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)
+        self.correction.requires_grad_(False)
         axis = (torch.arange(32, dtype=torch.float32) + 0.5) / 32
         self.register_buffer("axis", axis, persistent=False)
 

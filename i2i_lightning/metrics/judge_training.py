@@ -300,7 +300,7 @@ def train_judge(
     # What is shipped is half precision: correct that.
     network.load_state_dict(half_state(network))
     say("correcting the regressor by least squares")
-    correct_regressor(network, _Batches(faces, 50, seed + 2), num_batches=240)
+    correct_regressor(network, _Batches(faces, 50, seed + 2), num_batches=max(1, num_faces * 12 // 250))
     return network
 
 

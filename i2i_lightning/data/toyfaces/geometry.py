@@ -678,12 +678,11 @@ def landmarks(face: FaceParameters) -> FloatArray:
     coordinates. Points are the true ones whether or not hair or sunglasses hide them.
     """
     m = Measures(face)
-    points: dict[str, tuple[FloatArray, FloatArray]] = {}
+    in_head: dict[str, tuple[float, float]] = {}
+    in_face: dict[str, tuple[float, float]] = {}
 
     def put(name: str, u: float, v: float, nose: bool = False) -> None:
-        at_v = np.float64(v)
-        shifted = np.float64(u) + (m.nose_shift(at_v) if nose else 0.0)
-        points[name] = m.to_canvas(*m.face_to_head(shifted, at_v))
+        in_face[name] = (u + (float(m.nose_shift(np.float64(v))) if nose else 0.0), v)
 
     # The jaw lies on the outline, which does not slide: walk it by angle in the head frame.
     angles = [math.radians(180 - 22.5 * index) for index in range(9)]
@@ -695,7 +694,7 @@ def landmarks(face: FaceParameters) -> FloatArray:
         inside = head_distance(m, hx, hy) < 0
         low, high = np.where(inside, radius, low), np.where(inside, high, radius)
     for index in range(9):
-        points["chin" if index == 4 else f"jaw_{index}"] = m.to_canvas(hx[index], hy[index])
+        in_head["chin" if index == 4 else f"jaw_{index}"] = (float(hx[index]), float(hy[index]))
     for eye, side, sign in zip(m.eyes, ("left", "right"), (-1.0, 1.0), strict=True):
         cos, sin = math.cos(eye.tilt), math.sin(eye.tilt)
         places = {
@@ -721,6 +720,8 @@ def landmarks(face: FaceParameters) -> FloatArray:
     put("mouth_right", m.mouth_half, float(corner[1]))
     put("mouth_top", 0.0, float(middle[0]))
     put("mouth_bottom", 0.0, float(middle[3]))
-    stacked = np.array([[float(x), float(y)] for x, y in (points[name] for name in LANDMARK_NAMES)])
+    slid = m.face_to_head(*np.array(list(in_face.values())).T)
+    in_head |= {name: (float(x), float(y)) for name, x, y in zip(in_face, *slid, strict=True)}
+    stacked = np.stack(m.to_canvas(*np.array([in_head[name] for name in LANDMARK_NAMES]).T), 1)
     stacked[:, 1] -= _VIEW_Y
     return ((stacked / VIEW + 1) / 2).astype(np.float32)

@@ -19,8 +19,9 @@ from i2i_lightning.data.module import ImageDataModule, Item, available_cores
 from i2i_lightning.data.sampler import AnyKey, epoch_and_index, item_rng
 from i2i_lightning.data.toyfaces.color import lab_to_rgb, rgb_to_lab
 from i2i_lightning.data.toyfaces.dataset import ToyFaces
-from i2i_lightning.data.toyfaces.geometry import CLASS_NAMES, CLASS_PALETTE
-from i2i_lightning.data.toyfaces.render import KINDS, ByteArray
+from i2i_lightning.data.toyfaces.geometry import CLASS_NAMES, CLASS_PALETTE, landmarks
+from i2i_lightning.data.toyfaces.parameters import vector
+from i2i_lightning.data.toyfaces.render import KINDS, ByteArray, render
 from i2i_lightning.data.toyfaces.tasks import TASKS
 from i2i_lightning.types import PairedBatch, UserError
 
@@ -70,10 +71,12 @@ class ToyFacesPairs:
         drawn = {"parsing", *(kind for kind in (table.a, table.b) if kind in KINDS)}
         if not {table.a, table.b} <= drawn:
             drawn.add("photo")
-        source = ToyFaces(faces.split, size, sorted(drawn), len(faces), faces.version)
 
         def sides(index: int) -> tuple[dict[str, Any], ByteArray, ByteArray]:
-            item = source[index]
+            face = faces.parameters(index)
+            item: dict[str, Any] = dict(render(face, size, sorted(drawn)))
+            if truth:
+                item |= {"landmarks": landmarks(face), "parameters": vector(face)}
             a, b = (
                 item[kind] if kind in KINDS else _from_photo(kind, item["photo"])
                 for kind in (table.a, table.b)
