@@ -84,7 +84,7 @@ def collect(data: Path, out: Path) -> None:
             measured, pictures = translate(method, datamodule)
             rows[f"{name}, {said}"] = measured["output"]
             columns |= {"input": pictures["input"], name: pictures["output"]}
-        rows["copy of the input"] = measured["input"]
+        copied = measured["input"]
         target = pictures["target"]
         environment = json.loads((run / "environment.json").read_text())
         runs[name] = {
@@ -95,6 +95,7 @@ def collect(data: Path, out: Path) -> None:
             "epochs": checkpoint["epoch"] + 1,
             "images_seen": checkpoint["batches_seen"] * config.data.batch_size,
         }
+    rows["copy of the input"] = copied
     report = {
         "test_images": len(datamodule.test_set),
         "size_px": config.data.crop_px,
