@@ -196,7 +196,8 @@ class Method(LightningModule):
         self.holds_gradients = not self.steps_now
         if self.averages and not self.holds_gradients:
             self._update_averages()
-        if (self.batches_seen + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.batches_seen + 1) % every == 0:
             self._log_step_terms()
         self.batches_seen += 1
 
