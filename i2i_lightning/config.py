@@ -6,12 +6,12 @@ Importing this module imports neither torch nor Lightning, so that shell complet
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Optional
+from dataclasses import dataclass, field
+from typing import Any, List, Optional  # noqa: UP035 - omegaconf reads these annotations on Python 3.10
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 
 MAX_UNET_DEPTH = 8
 """Halvings of the paper's U-Net at 256 px: deeper ones have no room for the usual crops."""
@@ -50,9 +50,82 @@ class RunConfig:
     logger: Any = None
 
 
+@dataclass
+class TranslateConfig:
+    """Root keys of ``i2i-translate``."""
+
+    checkpoint: str = MISSING
+    """Checkpoint or run folder of the generator."""
+    input: str = MISSING
+    """File, folder or quoted glob pattern of the images to translate."""
+    output: str = MISSING
+    """File or folder to write."""
+    debug: bool = False
+    """Show the traceback of every error."""
+
+
+@dataclass
+class ConvertConfig:
+    """Root keys of ``i2i-convert``."""
+
+    checkpoint: str = MISSING
+    """File to convert."""
+    output: str = MISSING
+    """File to write."""
+    debug: bool = False
+    """Show the traceback of every error."""
+
+
+@dataclass
+class EvaluateConfig:
+    """Root keys of ``i2i-evaluate``."""
+
+    run: Optional[str] = None  # noqa: UP045
+    """Run folder to evaluate: its best checkpoint, or its last, on its own data."""
+    checkpoint: Optional[str] = None  # noqa: UP045
+    """Checkpoint to evaluate; of this project, of the reference project, or safetensors."""
+    direction: Optional[str] = None  # noqa: UP045
+    """Direction, for a checkpoint that holds two."""
+    split: str = "test"
+    """Split to evaluate on: train, val or test."""
+    metrics: List[str] = field(default_factory=list)  # noqa: UP006
+    """Metrics to compute."""
+    palette: Optional[str] = None  # noqa: UP045
+    """Palette of label maps in colour: facades, cityscapes or toyfaces."""
+    seeds: List[int] = field(default_factory=lambda: [0])  # noqa: UP006
+    """Seeds of the noise at test time; of several, mean and deviation are reported."""
+    test_mode: Optional[str] = None  # noqa: UP045
+    """train or eval: norms and dropout at test time; null takes what the checkpoint says."""
+    max_images: Optional[int] = None  # noqa: UP045
+    """Evaluate the first so many images alone."""
+    weights: Optional[str] = None  # noqa: UP045
+    """Folder of metric weights; null takes $I2I_WEIGHTS or the user's cache."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    output: Optional[str] = None  # noqa: UP045
+    """Folder of metrics.json and samples.png; null takes evaluation/<split> in the run folder."""
+    seed: int = 0
+    """Seed of the data, and of the subsets of KID."""
+    debug: bool = False
+    """Show the traceback of every error."""
+    data: Any = None
+    """Data set; null takes the run's own."""
+
+
+SCHEMAS: dict[str, type[Any]] = {
+    "train": RunConfig,
+    "evaluate": EvaluateConfig,
+    "translate": TranslateConfig,
+    "convert": ConvertConfig,
+}
+"""The root keys of each command, by the name of its root config."""
+
+
 def register() -> None:
-    """Make the schema and the resolvers known to Hydra and OmegaConf. Calling it again changes nothing."""
-    ConfigStore.instance().store(name="run_config", node=RunConfig)
+    """Make the schemas and the resolvers known to Hydra and OmegaConf. Calling it again changes nothing."""
+    for command, schema in SCHEMAS.items():
+        name = "run_config" if schema is RunConfig else f"{command}_config"
+        ConfigStore.instance().store(name=name, node=schema)
     resolvers: dict[str, Callable[..., Any]] = {
         "unet_depth": unet_depth,
         "discriminator_channels": discriminator_channels,

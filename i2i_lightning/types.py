@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import NotRequired, TypedDict
 
@@ -20,6 +21,37 @@ class UserError(ValueError):
     The message is one to three lines that name the file or key, the value, and what would be right. The
     commands print it without a traceback and exit with a non-zero status.
     """
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """What the images of one side of a translation are; saved with every checkpoint as a plain dict.
+
+    Args:
+        kind: ``image`` in [-1, 1]; ``labels``, one-hot over the classes; ``lightness``, L / 50 - 1 of CIE
+            L*a*b*; ``chroma``, (a, b) / 110, which becomes a picture together with its input's lightness.
+        channels: Channels that a network sees; the number of classes for labels.
+        dtype: What a file of this side holds: ``uint8``, ``uint16`` or ``float32``.
+        palette: Colour of each class, for labels that have one.
+        convert: ``none``, or ``match`` where 8-bit files of another colour mode are converted.
+    """
+
+    kind: Literal["image", "labels", "lightness", "chroma"]
+    channels: int
+    dtype: Literal["uint8", "uint16", "float32"] = "uint8"
+    palette: tuple[tuple[int, ...], ...] | None = None
+    convert: str = "none"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain containers, which load with ``weights_only=True``."""
+        fields = asdict(self)
+        return fields | {"palette": self.palette and [list(colour) for colour in self.palette]}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> ImageFormat:
+        """Return what ``to_dict`` wrote."""
+        palette = fields.get("palette")
+        return cls(**{**fields, "palette": palette and tuple(tuple(colour) for colour in palette)})
 
 
 class PairedBatch(TypedDict):

@@ -13,9 +13,10 @@ PACKAGE = "i2i_lightning"
 # A room may import from its own and from lower floors; rooms of one floor do not import each other.
 FLOORS = [
     {"types"},
+    {"weights"},
     {"data", "networks", "losses"},
     {"methods", "editing", "checkpoints"},
-    {"callbacks", "metrics", "loggers"},
+    {"callbacks", "metrics", "loggers", "translation"},
     {"config", "cli"},
     {"commands"},
 ]

@@ -45,6 +45,8 @@ class App:
         task: What to run, once its config is composed and checked.
         default_experiment: Experiment to run where the command line chooses none of ``starts``.
         starts: Keys that say what to run.
+        prepare: Called with the command line before it is composed: makes known what the config refers to.
+        keeps_run: Whether each job has a run folder of its own, with records in it.
     """
 
     program: str
@@ -52,6 +54,8 @@ class App:
     task: Callable[[Run], None]
     default_experiment: str | None = None
     starts: tuple[str, ...] = ("experiment", "method", "data", "resume")
+    prepare: Callable[[Arguments], None] | None = None
+    keeps_run: bool = True
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run the command line ``argv``; return the exit status: 0, 1 on an error, 130 when interrupted."""
@@ -134,7 +138,9 @@ class _Launch:
 
         groups = folders.group_names(self.conf)
         parsed = arguments.parse(self.words, groups)
-        if parsed.value("resume") is not None:
+        if self.app.prepare is not None:
+            self.app.prepare(parsed)
+        if self.app.keeps_run and parsed.value("resume") is not None:
             parsed = self._resume(parsed, groups)
         elif self.app.default_experiment and not self._says_what_to_run(parsed):
             experiment = f"experiment={self.app.default_experiment}"
@@ -190,6 +196,7 @@ class _Launch:
         from hydra.types import RunMode
 
         from i2i_lightning.cli import check, record
+        from i2i_lightning.config import SCHEMAS
 
         hydra = HydraConfig.get()
         in_sweep = hydra.mode == RunMode.MULTIRUN
@@ -198,13 +205,13 @@ class _Launch:
         command = shlex.join([self.app.program, *self.words])
         run = record.Run(config, Path(hydra.runtime.output_dir), command, overrides, self.checkpoint)
         try:
-            check.check_config(config)
+            check.check_config(config, SCHEMAS[self.app.config_name])
             quiet_others()
             if is_first_process():
                 self._announce(f"Job {hydra.job.num}: {' '.join(overrides)}" if in_sweep else "")
             self.app.task(run)
         except Exception as error:
-            if self.checkpoint is None and is_first_process():
+            if self.app.keeps_run and self.checkpoint is None and is_first_process():
                 record.discard_if_empty(run)
             if in_sweep:
                 raise  # sweepers count failures

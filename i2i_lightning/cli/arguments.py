@@ -21,7 +21,9 @@ PLAIN_FLAGS = {"--multirun": "-m", "--run": "-r", "--resolve": "", "--hydra-help
 CFG_TOPICS = ("job", "hydra", "all")
 INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
-PATH_KEY = re.compile(r"(resume|warm_start|(.*[._])?(root|dir|folder|file|path)(_[ab])?)")
+PATH_KEY = re.compile(
+    r"(resume|warm_start|run|checkpoint|input|output|weights|(.*[._])?(root|dir|folder|file|path)(_[ab])?)"
+)
 """Keys whose value names a file or folder, and is taken literally."""
 
 

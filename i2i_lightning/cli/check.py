@@ -44,13 +44,17 @@ MAPPINGS = ("callbacks", "logger")
 """Groups that map names to nodes, rather than being one node."""
 
 
-def check_config(config: DictConfig) -> None:
+def check_config(config: DictConfig, schema: type[Any] = RunConfig) -> None:
     """Check the whole ``config``.
+
+    Args:
+        config: What was composed.
+        schema: The dataclass of the command's root keys.
 
     Raises:
         UserError: On the first unknown key, missing value, wrong type or forbidden target, naming its key.
     """
-    _check_root(config)
+    _check_root(config, schema)
     nodes = list(_nodes_with_target(config, ""))
     for path, node in nodes:
         _check_keys(path, node)
@@ -63,14 +67,14 @@ def check_config(config: DictConfig) -> None:
             _check_values(path, node, referring)
 
 
-def _check_root(config: DictConfig) -> None:
-    hints = typing.get_type_hints(RunConfig)
+def _check_root(config: DictConfig, schema: type[Any]) -> None:
+    hints = typing.get_type_hints(schema)
     for key in config:
         if key not in hints:
             raise UserError(no_such_key("", str(key), hints))
         if hints[str(key)] is not Any and not OmegaConf.is_missing(config, key):
             _check_type(str(key), config[key], hints[str(key)])
-    if not OmegaConf.is_missing(config, "seed") and not 0 <= config.seed <= MAX_SEED:
+    if "seed" in hints and not OmegaConf.is_missing(config, "seed") and not 0 <= config.seed <= MAX_SEED:
         raise UserError(f"seed={config.seed}: give a whole number from 0 to {MAX_SEED}")
     for group in MAPPINGS:
         for name, node in (config.get(group) or {}).items():

@@ -86,26 +86,35 @@ def page(program: str, config_name: str, default_experiment: str | None, conf: P
     lines = [PURPOSE.get(config_name, ""), "", f"usage: {program} [group=option ...] [key=value ...] [flags]"]
     if default_experiment:
         lines += ["", f"Without an experiment, method or data it runs experiment={default_experiment}."]
-    lines += ["", "Groups, and what is taken (*) where nothing is said:"]
-    for group in ordered_groups(conf):
-        names = ", ".join(f"{n}*" if n == defaults.get(group) else n for n in group_options(conf, group))
+    groups = [group for group in ordered_groups(conf) if group in defaults]
+    if groups:
+        lines += ["", "Groups, and what is taken (*) where nothing is said:"]
+    for group in groups:
+        names = ", ".join(f"{n}*" if n == defaults[group] else n for n in group_options(conf, group))
         lines += _entry(f"{group}=", f"{GROUPS[group]}: {names}" if group in GROUPS else names)
-    lines += ["", "Keys used most, with their defaults (an experiment may set its own):"]
+    experiments = group_options(conf, "experiment") if "experiment" in groups else []
+    note = " (an experiment may set its own)" if experiments else ""
+    lines += ["", f"Keys used most, with their defaults{note}:"]
     for key, meaning in KEYS.get(config_name, {}).items():
         lines += _entry(f"{key}={default_value(conf, config_name, defaults, key)}", meaning, column=30)
-    lines += ["", "Experiments:"]
-    for name in group_options(conf, "experiment"):
+    if experiments:
+        lines += ["", "Experiments:"]
+    for name in experiments:
         lines += _entry(name, headline(conf, "experiment", name), column=30)
     lines += ["", "Examples:"]
     for meaning, arguments in EXAMPLES.get(config_name, []):
         lines += [f"  # {meaning}", f"  {program} {arguments}".rstrip()]
+    lines += ["", "More:"]
+    more = {
+        "--cfg job": "the whole config; --info defaults-tree: its sources",
+        "--multirun key=1,2": "one run per value",
+    }
+    if groups:
+        topic = f"--help {groups[-1]}={defaults[groups[-1]] or group_options(conf, groups[-1])[0]}"
+        more = {topic: "the keys of one option, with comments", **more}
+    lines += [f"  {program} {words}".ljust(40) + meaning for words, meaning in more.items()]
     lines += [
-        "",
-        "More:",
-        f"  {program} --help method=pix2pix       the keys of one option, with comments",
-        f"  {program} --cfg job                   the whole config; --info defaults-tree: its sources",
-        f"  {program} --multirun key=1,2          one run per value",
-        f'  eval "$({program} -sc install=bash)"  completion for this shell (also zsh, fish)',
+        f'  eval "$({program} -sc install=bash)"'.ljust(40) + "completion for this shell (also zsh, fish)",
         f"  {program} --hydra-help, --version",
     ]
     return "\n".join(lines)
@@ -148,8 +157,8 @@ def default_choices(root: Path) -> dict[str, str]:
     choices: dict[str, str] = {}
     for entry in yaml.safe_load(root.read_text(encoding="utf-8")).get("defaults", []):
         if isinstance(entry, dict):
-            choices |= {str(key): str(value) for key, value in entry.items() if value is not None}
-    return choices
+            choices |= {str(key): str(value or "") for key, value in entry.items()}
+    return {key: value for key, value in choices.items() if not key.startswith("override ")}
 
 
 def default_value(conf: Path, config_name: str, defaults: dict[str, str], key: str) -> str:

@@ -25,7 +25,7 @@ from i2i_lightning.cli import arguments
 from i2i_lightning.cli.check import describe
 from i2i_lightning.cli.folders import group_names, group_options
 from i2i_lightning.cli.words import closest, did_you_mean, natural, no_such_key
-from i2i_lightning.config import RunConfig
+from i2i_lightning.config import SCHEMAS, RunConfig
 from i2i_lightning.types import UserError
 
 MAX_LINES = 3
@@ -152,7 +152,7 @@ def _refused(
     skeleton = _skeleton(overrides, conf, config_name)
     if skeleton is not None and not _exists(skeleton, key):
         return unknown_key(key, skeleton, group_names(conf))
-    hints = typing.get_type_hints(RunConfig)
+    hints = typing.get_type_hints(SCHEMAS.get(config_name, RunConfig))
     if key in hints and hints[key] is not Any:
         return f"{key}={value}: give {describe(hints[key])}"
     return f"{word}: {_first_line(str(error.__cause__ or error))}"

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from i2i_lightning.data.cache import available_cores
 from i2i_lightning.data.dataset import Item, KeyedDataset, collate
 from i2i_lightning.data.sampler import EpochSampler, Key
-from i2i_lightning.types import PairedBatch, UserError
+from i2i_lightning.types import ImageFormat, PairedBatch, UserError
 
 __all__ = ["ImageDataModule", "Item", "KeyedDataset", "available_cores", "collate"]
 
@@ -100,6 +100,10 @@ class ImageDataModule(LightningDataModule, ABC):
         """
 
     # What every subclass inherits.
+
+    def formats(self) -> tuple[ImageFormat, ImageFormat]:
+        """Return what a network's inputs and outputs are; checkpoints save it, translation reads it."""
+        return ImageFormat("image", self.in_channels), ImageFormat("image", self.out_channels)
 
     @property
     def sizes_px(self) -> set[tuple[int, int]]:

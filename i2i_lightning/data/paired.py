@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -32,7 +33,7 @@ from i2i_lightning.data.display import images_to_rgb, labels_to_rgb
 from i2i_lightning.data.module import ImageDataModule, Item, collate
 from i2i_lightning.data.pairs import LAYOUTS, SPLITS, PairFiles, find_pairs, report
 from i2i_lightning.data.transforms import Geometry, one_hot, scale_to_network
-from i2i_lightning.types import PairedBatch, Size, UserError
+from i2i_lightning.types import ImageFormat, PairedBatch, Size, UserError
 
 DIRECTIONS = ("a_to_b", "b_to_a")
 CACHES = ("memory", "disk", "none")
@@ -129,6 +130,7 @@ class PairedDataModule(ImageDataModule):
         self.cache = cache
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
         self._palettes: dict[str, Tensor | None] = {}
+        self._dtypes: dict[str, str] = {}
 
     @property
     def input_side(self) -> int:
@@ -174,6 +176,21 @@ class PairedDataModule(ImageDataModule):
             isinstance(source, CachedPairs) and source.in_memory for source in sources.values()
         )
         self._read_palettes(found.splits[needed[0]][0])
+        self._dtypes = dict(zip([side.role for side in sides], _dtypes(sources[needed[0]]), strict=True))
+
+    def formats(self) -> tuple[ImageFormat, ImageFormat]:
+        """Return what inputs and outputs are, with the depth and palette that :meth:`setup` found."""
+        return self._format(self.input), self._format(self.output)
+
+    def _format(self, side: SideFormat) -> ImageFormat:
+        palette = self._palettes.get(side.role)
+        return ImageFormat(
+            kind=cast(Any, side.kind),
+            channels=side.channels,
+            dtype=cast(Any, self._dtypes.get(side.role, "uint8")),
+            palette=None if palette is None else tuple(map(tuple, palette.tolist())),
+            convert=side.convert,
+        )
 
     def to_network(self, batch: Item) -> PairedBatch:
         """Return images as floats in [-1, 1] and label maps one-hot, on the device the batch is on."""
@@ -310,6 +327,15 @@ class PairedDataModule(ImageDataModule):
 
 def _to_network(pictures: Tensor, side: SideFormat) -> Tensor:
     return one_hot(pictures, side.channels) if side.kind == "labels" else scale_to_network(pictures)
+
+
+def _dtypes(source: PairSource) -> tuple[str, str]:
+    """Return the types of side A and side B; all files of a side have the same."""
+    if isinstance(source, CachedPairs):
+        return source.a.layout.dtype, source.b.layout.dtype
+    assert isinstance(source, FilePairs)
+    a, b = source.headers(0)
+    return a.dtype, b.dtype
 
 
 def _mixed_types(

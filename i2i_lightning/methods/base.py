@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning import LightningModule
@@ -49,6 +49,9 @@ class Method(LightningModule):
             of them is judged by a discriminator that has already stepped.
         clip_norm: Largest gradient norm of each player; None does not clip.
     """
+
+    directions: ClassVar[Mapping[str, str]] = {"ab": "generator"}
+    """The attribute, and key of the config, of the network that translates in each direction."""
 
     def __init__(
         self,
@@ -267,9 +270,28 @@ class Method(LightningModule):
     # -------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the config and the batch count, as plain containers that load with ``weights_only=True``."""
+        """Add the config, the batch count, and what one needs to know to translate, as plain containers."""
         checkpoint["method_config"] = self.config
         checkpoint["batches_seen"] = self.batches_seen
+        checkpoint["translation"] = self._translation()
+
+    def _translation(self) -> dict[str, Any] | None:
+        """Return what the generators take and give, for those who use them without this run's config."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None or not hasattr(data, "formats"):
+            return None
+        format_a, format_b = (side.to_dict() for side in data.formats())
+        sides = {"ab": {"input": format_a, "output": format_b}, "ba": {"input": format_b, "output": format_a}}
+        size = getattr(data, "size_px", None)
+        return {
+            "directions": {
+                direction: {"generator": name, **sides[direction]}
+                for direction, name in self.directions.items()
+            },
+            "test_mode": self.test_mode,
+            "z_dim": int(getattr(self, "z_dim", 0)),
+            "size_px": None if size is None else list(size),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the batch count back; the config is the run's own."""

@@ -14,22 +14,24 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from i2i_lightning.data.color import (
+    CHROMA_SCALE,
+    LIGHTNESS_SCALE,
+    lightness_and_chroma_to_rgb,
+    rgb_to_lab,
+)
 from i2i_lightning.data.display import images_to_rgb, labels_to_rgb
 from i2i_lightning.data.module import ImageDataModule, Item, available_cores
 from i2i_lightning.data.sampler import AnyKey, epoch_and_index, item_rng
-from i2i_lightning.data.toyfaces.color import lab_to_rgb, rgb_to_lab
 from i2i_lightning.data.toyfaces.dataset import ToyFaces
 from i2i_lightning.data.toyfaces.geometry import CLASS_NAMES, CLASS_PALETTE, landmarks
 from i2i_lightning.data.toyfaces.parameters import vector
 from i2i_lightning.data.toyfaces.render import KINDS, ByteArray, render
 from i2i_lightning.data.toyfaces.tasks import TASKS
-from i2i_lightning.types import PairedBatch, UserError
+from i2i_lightning.types import ImageFormat, PairedBatch, UserError
 
 LOW_FACTOR = 4
 """How many times smaller the low-resolution input of ``low_to_high`` was."""
-
-LIGHTNESS_SCALE, CHROMA_SCALE = 50.0, 110.0
-"""L / 50 - 1 and (a, b) / 110 are what the networks of ``grey_to_colour_lab`` see."""
 
 
 def _from_photo(kind: str, photo: ByteArray) -> ByteArray:
@@ -228,30 +230,35 @@ class ToyFacesDataModule(ImageDataModule):
             network_batch["parameters"] = batch["parameters"]
         return network_batch
 
+    def formats(self) -> tuple[ImageFormat, ImageFormat]:
+        """Return what inputs and outputs of the task are."""
+        if self.table.b == "lab":
+            return ImageFormat("lightness", 1), ImageFormat("chroma", 2)
+        palette = CLASS_PALETTE if self.table.in_kind == "labels" else None
+        return (
+            ImageFormat("image" if palette is None else "labels", self.in_channels, palette=palette),
+            ImageFormat("image", self.out_channels),
+        )
+
     def display_input(self, real_a: Tensor) -> Tensor:
         """Return inputs as RGB, uint8 ``(N, 3, H, W)``; label maps in the fixed palette."""
         if self.table.in_kind == "labels":
             return labels_to_rgb(real_a, class_palette())
         if self.table.a == "lab":
-            return self._lab_rgb(torch.zeros_like(real_a).expand(-1, 2, -1, -1), real_a)
+            return lightness_and_chroma_to_rgb(real_a, torch.zeros_like(real_a).expand(-1, 2, -1, -1))
         return images_to_rgb(real_a)
 
     def display_output(self, b: Tensor, real_a: Tensor) -> Tensor:
         """Return outputs or targets as RGB, uint8 ``(N, 3, H, W)``; ab with the lightness of the input."""
-        return self._lab_rgb(b, real_a) if self.table.b == "lab" else images_to_rgb(b)
+        if self.table.b == "lab":
+            return lightness_and_chroma_to_rgb(real_a, b)
+        return images_to_rgb(b)
 
     @staticmethod
     def _float(values: Tensor, kind: str) -> Tensor:
         if kind == "labels":
             return F.one_hot(values.long(), len(CLASS_NAMES)).movedim(-1, 1).float()
         return values.float() / 127.5 - 1
-
-    @staticmethod
-    def _lab_rgb(ab: Tensor, real_a: Tensor) -> Tensor:
-        lab = torch.cat(
-            [(real_a.float().clamp(-1, 1) + 1) * LIGHTNESS_SCALE, ab.float().clamp(-1, 1) * CHROMA_SCALE], 1
-        )
-        return (lab_to_rgb(lab) * 255).round().to(torch.uint8)
 
 
 def class_palette() -> Tensor:

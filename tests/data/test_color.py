@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from i2i_lightning.data.toyfaces.color import lab_to_rgb, rgb_to_lab
+from i2i_lightning.data.color import lab_to_rgb, rgb_to_lab
 
 
 @pytest.mark.parametrize(

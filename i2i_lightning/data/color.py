@@ -13,6 +13,9 @@ _TO_XYZ = (
 )
 _EDGE = 6 / 29
 
+LIGHTNESS_SCALE, CHROMA_SCALE = 50.0, 110.0
+"""L / 50 - 1 and (a, b) / 110 are what networks see of a picture whose colour they predict."""
+
 
 def _mixed(image: Tensor, matrix: Tensor) -> Tensor:
     return torch.einsum("ij,njhw->nihw", matrix, image)
@@ -37,3 +40,20 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     return torch.where(
         linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
     )
+
+
+def lightness_and_chroma_to_rgb(lightness: Tensor, chroma: Tensor) -> Tensor:
+    """Return the picture that ``lightness`` and ``chroma`` make together.
+
+    Args:
+        lightness: L / 50 - 1, float ``(N, 1, H, W)`` in [-1, 1].
+        chroma: (a, b) / 110, float ``(N, 2, H, W)``; values outside [-1, 1] are clamped.
+
+    Returns:
+        RGB, uint8 ``(N, 3, H, W)``.
+    """
+    lab = torch.cat(
+        [(lightness.float().clamp(-1, 1) + 1) * LIGHTNESS_SCALE, chroma.float().clamp(-1, 1) * CHROMA_SCALE],
+        1,
+    )
+    return (lab_to_rgb(lab) * 255).round().to(torch.uint8)
