@@ -5,13 +5,14 @@ r"""pix2pix on CMP facades beside its two ablations at equal budget: L1 + cGAN, 
     python -m benchmarks.facades collect FACADES OUT
 
 ``train`` runs the three through ``i2i-train experiment=pix2pix_facades``, one after the other, and then
-collects; a run that was interrupted is resumed. ``collect`` translates the test split with the last
-checkpoint of each run, both in the paper's test mode (dropout and batch statistics as in training) and with
-running statistics, and writes ``results.json``, ``results.md`` and ``samples.png`` into OUT. FACADES is the
-folder that holds ``train``, ``val`` and ``test``.
+collects; a run that was interrupted is resumed. ``collect`` evaluates the last checkpoint of each run on the
+test split (``i2i-evaluate``), both in the paper's test mode (dropout and image statistics as in training) and
+with running statistics, and writes ``results.json``, ``results.md`` and ``samples.png`` into OUT. FACADES is
+the folder that holds ``train``, ``val`` and ``test``. The networks of LPIPS, FID and KID are fetched by
+``i2i-weights get all``.
 
-L1, PSNR and SSIM reward blur: they are here to show that the runs trained, not to rank them. The paper ranks
-them by people and by a segmentation network.
+L1, PSNR and SSIM reward blur; LPIPS, KID and FID do not. The paper ranks the three by people and by a
+segmentation network.
 """
 
 from __future__ import annotations
@@ -31,6 +32,17 @@ ABLATIONS = {
 MODES = {"train": "as in training", "eval": "running statistics"}
 """The picture shows the last of these."""
 SAMPLES = 6
+METRICS = {
+    "l1": "L1",
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "ms_ssim": "MS-SSIM",
+    "lpips_alex": "LPIPS (Alex)",
+    "lpips_vgg": "LPIPS (VGG)",
+    "kid": "KID",
+    "fid": "FID",
+}
+DIGITS = {"psnr": 2, "fid": 1}
 
 
 def train(data: Path, out: Path, name: str, options: argparse.Namespace) -> None:
@@ -59,89 +71,88 @@ def train(data: Path, out: Path, name: str, options: argparse.Namespace) -> None
 
 
 def collect(data: Path, out: Path) -> None:
-    """Measure the test split with every run in ``out/runs``, in both test modes; draw a few of its images."""
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
+    """Evaluate the last checkpoint of every run in ``out/runs``, in both test modes; draw a few images."""
     from i2i_lightning.checkpoints.io import read_checkpoint
-    from i2i_lightning.config import register
+    from i2i_lightning.commands import evaluate
 
-    register()
-    rows: dict[str, dict[str, float]] = {}
-    columns: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     runs: dict[str, Any] = {}
     for name, (folder, _) in ABLATIONS.items():
         run = out / "runs" / folder
-        config = OmegaConf.load(run / "config.yaml")
-        config.data.root = str(data)
-        datamodule = instantiate(config.data, _convert_="all")
-        datamodule.setup("test")
-        method = instantiate(config.method, _convert_="all")
-        checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
-        method.load_state_dict(checkpoint["state_dict"])
         for mode, said in MODES.items():
-            method.test_mode = mode
-            measured, pictures = translate(method, datamodule)
-            rows[f"{name}, {said}"] = measured["output"]
-            columns |= {"input": pictures["input"], name: pictures["output"]}
-        copied = measured["input"]
-        target = pictures["target"]
-        environment = json.loads((run / "environment.json").read_text())
+            measured = out / "evaluation" / f"{folder}_{mode}"
+            words = [f"run={run}", f"data.root={data}", f"test_mode={mode}", f"output={measured}"]
+            if evaluate.APP.main([*words, f"metrics=[{','.join(METRICS)}]"]) != 0:
+                sys.exit(1)
+            report = json.loads((measured / "metrics.json").read_text(encoding="utf-8"))
+            figures[f"{name}, {said}"] = report["figures"]["outputs"]
+        checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+        environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+        method = checkpoint["method_config"]
         runs[name] = {
             "overrides": ABLATIONS[name][1],
             "commit": (environment.get("git") or {}).get("commit"),
             "versions": environment["versions"],
             "started": environment["started"],
             "epochs": checkpoint["epoch"] + 1,
-            "images_seen": checkpoint["batches_seen"] * config.data.batch_size,
+            "batches": checkpoint["batches_seen"],
+            "generator": method["generator"],
+            "discriminator": method["discriminator"],
         }
-    rows["copy of the input"] = copied
+    figures["copied input"] = report["figures"]["copied input"]
+    figures["train targets"] = report["figures"]["train targets"]
     report = {
-        "test_images": len(datamodule.test_set),
-        "size_px": config.data.crop_px,
-        "batch_size": config.data.batch_size,
-        "generator": OmegaConf.to_container(config.generator, resolve=True),
-        "discriminator": OmegaConf.to_container(config.discriminator, resolve=True),
-        "results": rows,
+        "images": report["images"],
+        "protocol": report["protocol"],
+        "figures": figures,
         "runs": runs,
+        "versions": report["environment"]["versions"],
     }
-    (out / "results.json").write_text(json.dumps(report, indent=2) + "\n")
-    lines = [f"| {name} | {r['l1']:.3f} | {r['psnr']:.2f} | {r['ssim']:.3f} |" for name, r in rows.items()]
-    table = "\n".join(
-        ["| objective, test mode | L1 in [-1, 1] | PSNR, dB | SSIM |", "| --- | --- | --- | --- |", *lines]
-    )
-    (out / "results.md").write_text(table + "\n")
-    draw(columns | {"target": target}, out / "samples.png")
+    report["images"]["data"]["root"] = data.name
+    (out / "results.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    table = markdown(figures)
+    (out / "results.md").write_text(table + "\n", encoding="utf-8")
+    draw(pictures(data, out), out / "samples.png")
     print(table)
 
 
-def translate(method: Any, datamodule: Any) -> tuple[dict[str, dict[str, float]], dict[str, list[Any]]]:
-    """Translate the test split one image at a time.
+def markdown(figures: dict[str, Any]) -> str:
+    """Return the figures as a table: a row for each objective, a column for each metric."""
+    lines = [
+        f"| objective, test mode | {' | '.join(METRICS.values())} |",
+        "| --- |" + " --- |" * len(METRICS),
+    ]
+    for name, row in figures.items():
+        cells = []
+        for metric in METRICS:
+            value = f"{row[metric]['mean']:.{DIGITS.get(metric, 3)}f}" if metric in row else "–"
+            value = value.replace("-0.000", "0.000")
+            deviation = f" ± {row['kid_std']['mean']:.3f}" if metric == "kid" and metric in row else ""
+            cells.append(value + deviation)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
-    Returns:
-        The mean of each measure against the target, of the outputs and of the inputs themselves; and the
-        first pictures of input, output and target.
-    """
-    from i2i_lightning.metrics.image import l1, psnr, ssim
 
-    values: dict[str, dict[str, list[float]]] = {"output": {}, "input": {}}
-    pictures: dict[str, list[Any]] = {"input": [], "output": [], "target": []}
-    for index, raw in enumerate(datamodule.test_dataloader()):
-        batch = datamodule.to_network(raw)
-        fake_b = method.validation_step(batch, index)["fake_b"]
-        shown = {
-            "input": datamodule.display_input(batch["real_a"]),
-            "output": datamodule.display_output(fake_b, batch["real_a"]),
-            "target": datamodule.display_output(batch["real_b"], batch["real_a"]),
-        }
-        for key, measure in (("l1", l1), ("psnr", psnr), ("ssim", ssim)):
-            for kind, kept in values.items():
-                kept.setdefault(key, []).extend(measure(shown[kind], shown["target"]).tolist())
-        if index < SAMPLES:
-            for kind, image in shown.items():
-                pictures[kind].append(image[0])
-    means = {kind: {key: sum(v) / len(v) for key, v in kept.items()} for kind, kept in values.items()}
-    return means, pictures
+def pictures(data: Path, out: Path) -> dict[str, list[Any]]:
+    """Translate the first test images with every run, in the last of ``MODES``."""
+    from omegaconf import OmegaConf
+
+    from i2i_lightning.commands.evaluate import data_for
+    from i2i_lightning.metrics.evaluation import Batches, shown_output
+    from i2i_lightning.translation.translator import Translator
+
+    columns: dict[str, list[Any]] = {"input": []}
+    for name, (folder, _) in ABLATIONS.items():
+        run = out / "runs" / folder
+        node = OmegaConf.load(run / "config.yaml").data
+        node.root = str(data)
+        datamodule = data_for(node, "test")
+        translator = Translator.load(run, test_mode=list(MODES)[-1], device="cpu")
+        (shown,) = Batches(datamodule, "test", "ab", SAMPLES)
+        fake = shown_output(datamodule, translator.network(shown.source), shown.source, "ab")
+        columns |= {"input": list(shown.source_rgb), name: list(fake)}
+    assert shown.pair_rgb is not None
+    return columns | {"target": list(shown.pair_rgb)}
 
 
 def draw(columns: dict[str, list[Any]], path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, List, Optional  # noqa: UP035 - omegaconf reads these an
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 MAX_UNET_DEPTH = 8
 """Halvings of the paper's U-Net at 256 px: deeper ones have no room for the usual crops."""
@@ -55,11 +55,39 @@ class TranslateConfig:
     """Root keys of ``i2i-translate``."""
 
     checkpoint: str = MISSING
-    """Checkpoint or run folder of the generator."""
+    """Generator: a checkpoint of this project or of the reference, safetensors, or a run folder."""
     input: str = MISSING
-    """File, folder or quoted glob pattern of the images to translate."""
+    """File, folder or quoted pattern of the images to translate."""
     output: str = MISSING
-    """File or folder to write."""
+    """Folder to write; or a file, for one image."""
+    direction: Optional[str] = None  # noqa: UP045
+    """ab or ba, for a checkpoint that holds both."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    half: Optional[str] = None  # noqa: UP045
+    """bf16 or fp16: compute in half precision."""
+    batch_size: Optional[int] = None  # noqa: UP045
+    """The most images, or tiles of one image, translated together."""
+    tile_px: Optional[int] = 1024  # noqa: UP045
+    """Side of the largest square that is translated in one piece; null never cuts."""
+    resize_px: Any = None
+    """Size in pixels, or [height,width], to resize to first, as training did."""
+    side: Optional[str] = None  # noqa: UP045
+    """left or right half of files that hold two images side by side."""
+    convert: Optional[str] = None  # noqa: UP045
+    """none, or match to convert 8-bit files of other colour modes; null does as training did."""
+    format: Optional[str] = None  # noqa: UP045
+    """png, jpg, webp, tiff or npy; null takes png, or npy for what PNG cannot hold."""
+    seed: int = 0
+    """Seed of dropout and noise."""
+    test_mode: Optional[str] = None  # noqa: UP045
+    """train or eval: norms and dropout at test time; null takes what the checkpoint says."""
+    dropout: Any = None
+    """reference, paper, none, true or false, for reference files, which do not say where they have dropout."""
+    averaged: bool = True
+    """Take the moving average of the weights where there is one."""
+    overwrite: bool = False
+    """Replace outputs that are there."""
     debug: bool = False
     """Show the traceback of every error."""
 
@@ -69,9 +97,23 @@ class ConvertConfig:
     """Root keys of ``i2i-convert``."""
 
     checkpoint: str = MISSING
-    """File to convert."""
+    """File to convert, run folder, or folder of the reference project's ``latest_net_*.pth``."""
     output: str = MISSING
     """File to write."""
+    format: Optional[str] = None  # noqa: UP045
+    """reference, safetensors, torchscript, onnx or lightning; null goes by the suffix of output."""
+    network: Optional[str] = None  # noqa: UP045
+    """generator or discriminator; null takes the generator where there is one, and all for lightning."""
+    direction: Optional[str] = None  # noqa: UP045
+    """ab or ba, for a checkpoint that holds both."""
+    averaged: bool = True
+    """Take the moving average of the weights where there is one."""
+    dropout: Any = None
+    """reference, paper, none, true or false: where the file does not say, or says it wrong."""
+    test_mode: Optional[str] = None  # noqa: UP045
+    """train or eval: how the norms of an exported program work; null takes what the checkpoint says."""
+    overwrite: bool = False
+    """Replace an output that is there."""
     debug: bool = False
     """Show the traceback of every error."""
 
@@ -81,35 +123,35 @@ class EvaluateConfig:
     """Root keys of ``i2i-evaluate``."""
 
     run: Optional[str] = None  # noqa: UP045
-    """Run folder to evaluate: its best checkpoint, or its last, on its own data."""
+    """Run folder: its last checkpoint is evaluated, on its own data."""
     checkpoint: Optional[str] = None  # noqa: UP045
-    """Checkpoint to evaluate; of this project, of the reference project, or safetensors."""
+    """Checkpoint to evaluate: of this project, of the reference project, or safetensors."""
     direction: Optional[str] = None  # noqa: UP045
-    """Direction, for a checkpoint that holds two."""
+    """ab or ba, for a checkpoint that holds both."""
     split: str = "test"
-    """Split to evaluate on: train, val or test."""
-    metrics: List[str] = field(default_factory=list)  # noqa: UP006
-    """Metrics to compute."""
+    """Images to evaluate on: train, val or test."""
+    metrics: Optional[List[str]] = None  # noqa: UP006, UP045
+    """What to measure; null takes all that fit the data."""
     palette: Optional[str] = None  # noqa: UP045
-    """Palette of label maps in colour: facades, cityscapes or toyfaces."""
+    """facades, cityscapes or toyfaces: measure outputs as label maps in these colours."""
     seeds: List[int] = field(default_factory=lambda: [0])  # noqa: UP006
     """Seeds of the noise at test time; of several, mean and deviation are reported."""
     test_mode: Optional[str] = None  # noqa: UP045
     """train or eval: norms and dropout at test time; null takes what the checkpoint says."""
     max_images: Optional[int] = None  # noqa: UP045
-    """Evaluate the first so many images alone."""
+    """Evaluate on the first so many images alone."""
     weights: Optional[str] = None  # noqa: UP045
-    """Folder of metric weights; null takes $I2I_WEIGHTS or the user's cache."""
+    """Folder of the metrics' weights; null takes $I2I_WEIGHTS, else the user's cache."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     output: Optional[str] = None  # noqa: UP045
-    """Folder of metrics.json and samples.png; null takes evaluation/<split> in the run folder."""
+    """Folder for metrics.json and samples.png; null takes evaluation/<split> in the run folder."""
     seed: int = 0
-    """Seed of the data, and of the subsets of KID."""
+    """Seed of the subsets of KID."""
     debug: bool = False
     """Show the traceback of every error."""
     data: Any = None
-    """Data set; null takes the run's own."""
+    """Data set; the run's own where nothing is said."""
 
 
 SCHEMAS: dict[str, type[Any]] = {
@@ -129,6 +171,8 @@ def register() -> None:
     resolvers: dict[str, Callable[..., Any]] = {
         "unet_depth": unet_depth,
         "discriminator_channels": discriminator_channels,
+        "swap_channels": swap_channels,
+        "with_channels": with_channels,
         "halve": halve,
         "toyfaces_channels": toyfaces_channels,
         "run_folder": run_folder,
@@ -171,6 +215,27 @@ def discriminator_channels(conditional: bool, in_channels: int, out_channels: in
     ``${discriminator_channels:${method.conditional},${data.in_channels},${data.out_channels}}``.
     """
     return out_channels + in_channels if conditional else out_channels
+
+
+def swap_channels(generator: Any) -> DictConfig:
+    """Return a generator's node with its channels exchanged: ``${swap_channels:${generator}}``."""
+    return _changed(generator, in_channels=generator["out_channels"], out_channels=generator["in_channels"])
+
+
+def with_channels(discriminator: Any, in_channels: int) -> DictConfig:
+    """Return a discriminator's node for images of another domain.
+
+    ``${with_channels:${discriminator},${data.in_channels}}``.
+    """
+    return _changed(discriminator, in_channels=in_channels)
+
+
+def _changed(node: Any, **values: int) -> DictConfig:
+    # Hydra builds no objects from plain dicts that a resolver returns.
+    changed = OmegaConf.create(OmegaConf.to_container(node, resolve=True))
+    assert isinstance(changed, DictConfig)
+    changed.update(values)
+    return changed
 
 
 def halve(value: int | None) -> int:

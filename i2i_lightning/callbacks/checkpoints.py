@@ -21,7 +21,10 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from i2i_lightning.callbacks.finite import NonFiniteGuard
 from i2i_lightning.checkpoints.io import write_beside
+from i2i_lightning.metrics.suite import BETTER
 from i2i_lightning.types import UserError
+
+_BETTER = {**BETTER, "judge_iou": "higher", "parsing_iou": "higher"}
 
 
 class Checkpoints(Checkpoint):
@@ -36,6 +39,9 @@ class Checkpoints(Checkpoint):
         every_n_batches: Write ``last.ckpt`` every so many batches of an epoch too; None for epoch ends alone.
         every_n_epochs: Write ``last.ckpt`` at the end of every so many epochs, and of the last one.
         keep_every_n_epochs: Also keep a numbered checkpoint every so many epochs; None keeps none.
+
+    Raises:
+        UserError: If a number is impossible, or ``mode`` would keep the worst epoch of a known metric.
     """
 
     def __init__(
@@ -49,6 +55,14 @@ class Checkpoints(Checkpoint):
         super().__init__()
         if mode not in ("min", "max"):
             raise UserError(f"callbacks.checkpoints.mode={mode}: give min or max")
+        metric = (monitor or "").removeprefix("val/").removesuffix("_ab").removesuffix("_ba")
+        right = {"lower": "min", "higher": "max"}.get(_BETTER.get(metric, ""), mode)
+        if mode != right:
+            raise UserError(
+                f"callbacks.checkpoints.monitor={monitor} with callbacks.checkpoints.mode={mode} would keep "
+                f"the worst epoch: {metric} is better {_BETTER[metric]}\n"
+                f"give callbacks.checkpoints.mode={right}"
+            )
         for key, value in (
             ("every_n_batches", every_n_batches),
             ("every_n_epochs", every_n_epochs),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from i2i_lightning.data.module import collate
-from i2i_lightning.data.toyfaces.geometry import CLASS_NAMES
-from i2i_lightning.data.toyfaces.module import ToyFacesDataModule, ToyFacesPairs, decode_palette
-from i2i_lightning.metrics.judge import Judge, Scores, confusion, iou, load_judge, mean_iou, pixel_accuracy
+from i2i_lightning.data.toyfaces.geometry import CLASS_NAMES, CLASS_PALETTE
+from i2i_lightning.data.toyfaces.module import ToyFacesDataModule, ToyFacesPairs
+from i2i_lightning.metrics.judge import Judge, Scores, load_judge
+from i2i_lightning.metrics.segmentation import confusion, iou, mean_iou, nearest_colour, pixel_accuracy
+from i2i_lightning.metrics.table import without_nan
 from i2i_lightning.types import UserError
 
 REPORT_NAME = "report.json"
@@ -101,7 +102,7 @@ class ToyFacesReport(Callback):
 
     def _classes(self, images: Tensor, data: ToyFacesDataModule, size_px: int) -> Tensor:
         if data.table.b == "palette":
-            return decode_palette(images)
+            return nearest_colour(images, CLASS_PALETTE)
         judge = self._get_judge(images.device)
         return judge.parse(judge.read(images), size_px, size_px)
 
@@ -149,9 +150,8 @@ class ToyFacesReport(Callback):
             for name, picture in pictures.items():
                 errors[name] += float((picture - target).abs().flatten(1).mean(1).sum())
             if to_parsing:
-                counts += confusion(
-                    decode_palette(shown["output"]).cpu(), batch["parsing"].cpu(), len(CLASS_NAMES)
-                )
+                classes = nearest_colour(shown["output"], CLASS_PALETTE).cpu()
+                counts += confusion(classes, batch["parsing"].cpu(), len(CLASS_NAMES))
             else:
                 for row, column in (("outputs", "output"), ("real", "target"), ("copied_input", "input")):
                     scores[row].update(
@@ -189,7 +189,7 @@ class ToyFacesReport(Callback):
         report["pixel_error"] = {
             name: {"of_255": value, "of_minus_1_to_1": value / 127.5} for name, value in levels.items()
         }
-        cleaned: dict[str, Any] = _without_nan(report)
+        cleaned: dict[str, Any] = without_nan(report)
         return cleaned
 
     @staticmethod
@@ -259,10 +259,3 @@ def table(report: Mapping[str, Any]) -> str:
 def _toyfaces(trainer: Trainer) -> ToyFacesDataModule | None:
     data = getattr(trainer, "datamodule", None)
     return data if isinstance(data, ToyFacesDataModule) else None
-
-
-def _without_nan(value: Any) -> Any:
-    """Leave out numbers that are not there (the IoU of a class that never occurs): JSON has no NaN."""
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items() if not (isinstance(v, float) and math.isnan(v))}
-    return value

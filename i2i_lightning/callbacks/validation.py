@@ -1,50 +1,98 @@
-"""Validation metrics against the target: averaged over the images of the whole validation set."""
+"""Validation metrics against the targets of the whole validation set."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from i2i_lightning.metrics.image import psnr, ssim
+from i2i_lightning.data.module import ImageDataModule
+from i2i_lightning.metrics.segmentation import Colours
+from i2i_lightning.metrics.suite import (
+    SEGMENTATION_METRICS,
+    SET_METRICS,
+    MetricSuite,
+    check_names,
+    gather_rows,
+)
 from i2i_lightning.types import UserError
 
-MAX_PSNR_DB = 100.0
-"""PSNR of equal images is infinite, and one such image would make every mean infinite: it counts as this
-much."""
-
-METRICS = ("l1", "psnr", "ssim")
+_PREFIX = "callbacks.validation."
 
 
 class ValidationMetrics(Callback):
-    """Log ``val/l1``, ``val/psnr`` and ``val/ssim`` (``test/...`` when testing).
+    """Log ``val/<metric>`` for any metrics of :class:`~i2i_lightning.metrics.suite.MetricSuite`.
 
     ``l1`` is measured on the network's own values, in units of the [-1, 1] range (one-hot maps: of {0, 1}),
-    so that it compares with the training term. ``psnr`` (dB) and ``ssim`` are measured on the images as they
-    would be saved: uint8 RGB from the data module's ``display_output``. Each is a mean over images, not over
-    batches, and over all processes; nothing is downloaded. The names can be monitored by checkpoints and
-    schedules.
+    so that it compares with the training term. All others are measured on the images as they would be saved:
+    uint8 RGB from the data module's ``display_output``. Paired metrics are means over images, not over
+    batches; ``fid`` and ``kid`` (with ``kid_std``) compare all outputs with all targets, and the three
+    segmentation metrics share one confusion matrix. Over several processes the figures are those of one: all
+    images come together, and those that the sampler gave out twice count once. When testing, the names begin
+    with ``test/``. All can be monitored by checkpoints and schedules.
+
+    A method that translates both ways (its ``validation_step`` returns ``fake_a`` as well) is measured both
+    ways: ``val/<metric>_ab``, ``val/<metric>_ba``, and their mean under ``val/<metric>``. On data without
+    pairs only ``fid`` and ``kid`` mean something, save where a batch brings hidden partners for scoring.
+
+    Networks that measure are built before training starts, so that missing weights are told then; nothing is
+    downloaded. The features of the targets are computed once: the validation set does not change.
 
     Args:
-        metrics: Any of l1, psnr, ssim.
+        metrics: Any of l1, psnr, ssim, ms_ssim, lpips_alex, lpips_vgg, fid, kid, pixel_accuracy,
+            class_accuracy, mean_iou.
+        palette: By which the last three read label pictures: facades, cityscapes, toyfaces, or a list of
+            colours. Not needed where the data has class maps.
+        kid_subset_size: Images in each of the 100 subsets of ``kid``.
+
+    Raises:
+        UserError: If there is no such metric or palette.
     """
 
-    def __init__(self, metrics: Sequence[str] = METRICS) -> None:
-        unknown = [name for name in metrics if name not in METRICS]
-        if unknown:
-            raise UserError(
-                f"callbacks.validation.metrics: no metric {', '.join(unknown)}; there is {', '.join(METRICS)}"
-            )
-        self.metrics = tuple(metrics)
-        self._sums: dict[str, Tensor] = {}
-        self._num_images = 0
+    def __init__(
+        self,
+        metrics: Sequence[str] = ("l1", "psnr", "ssim"),
+        palette: str | Colours | None = None,
+        kid_subset_size: int = 50,
+    ) -> None:
+        self.metrics = check_names(metrics, f"{_PREFIX}metrics")
+        self.palette = palette
+        self.kid_subset_size = kid_subset_size
+        self._ways: dict[str, _Way] = {}
+        self._reads_classes = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Build the networks that measure.
+
+        Raises:
+            UserError: If their weights are not at hand, or the classes are not known.
+        """
+        if self._ways:
+            return
+        num_classes = None
+        if set(SEGMENTATION_METRICS) & set(self.metrics) and self.palette is None:
+            data = getattr(trainer, "datamodule", None)
+            output = data.formats()[1] if isinstance(data, ImageDataModule) else None
+            if output is not None and output.kind == "labels":
+                self._reads_classes, num_classes = True, output.channels
+        suite = MetricSuite(
+            [name for name in self.metrics if name != "l1"],
+            trainer.strategy.root_device,
+            palette=self.palette,
+            num_classes=num_classes,
+            kid_subset_size=self.kid_subset_size,
+            prefix=_PREFIX,
+        )
+        self._ways = {"ab": _Way(suite)}
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start a new average."""
-        self._sums, self._num_images = {}, 0
+        """Forget the outputs of the last validation."""
+        for way in self._ways.values():
+            way.reset()
 
     def on_validation_batch_end(
         self,
@@ -55,57 +103,176 @@ class ValidationMetrics(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Measure the batch's images; the sums stay on the device."""
-        if not isinstance(outputs, Mapping) or "fake_b" not in outputs or "real_b" not in outputs:
+        """Measure the batch's images; the figures stay on the device."""
+        self._measure(trainer, pl_module, outputs, batch, ("val", batch_idx))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the figures under ``val/``."""
+        self._log(trainer, pl_module, "val")
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Measure the batch's images; the figures stay on the device."""
+        self._measure(trainer, pl_module, outputs, batch, ("test", batch_idx))
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the figures under ``test/``."""
+        self._log(trainer, pl_module, "test")
+
+    @torch.no_grad()
+    def _measure(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        place: tuple[str, int],
+    ) -> None:
+        if not isinstance(outputs, Mapping) or not {"real_a", "fake_b", "real_b"} <= set(outputs):
             raise TypeError(
                 "ValidationMetrics needs real_a, fake_b and real_b from "
                 f"{type(pl_module).__name__}.validation_step"
             )
-        with torch.no_grad():
-            values = self._measure(trainer, outputs)
-        for name, per_image in values.items():
-            total = per_image.sum()
-            self._sums[name] = self._sums[name] + total if name in self._sums else total
-        self._num_images += len(outputs["fake_b"])
+        if "fake_a" in outputs and "ba" not in self._ways:
+            self._ways["ba"] = self._ways["ab"].back()
+        for direction, way in self._ways.items():
+            here, there = direction[0], direction[1]
+            fake, real = outputs[f"fake_{there}"], outputs[f"real_{there}"]
+            pair = self._pair(batch, real, here)
+            if "l1" in self.metrics and pair is not None:
+                way.l1.append((fake.float() - pair.float()).abs().flatten(1).mean(1))
+            if not way.suite.names:
+                continue
+            show = _shown(trainer, outputs["real_a"], there)
+            if len(fake):
+                classes = (fake.argmax(1), pair.argmax(1)) if self._reads_classes and pair is not None else ()
+                way.suite.update(show(fake), None if pair is None else show(pair), *classes)
+            if set(SET_METRICS) & set(way.suite.names):
+                data = trainer.datamodule  # type: ignore[attr-defined]
+                names = batch.get("name", batch.get(f"name_{there}")) if isinstance(batch, Mapping) else None
+                way.add_targets(real, show, names, place, data)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the means under ``val/``."""
-        self._log(trainer, pl_module, "val")
-
-    on_test_epoch_start = on_validation_epoch_start
-    on_test_batch_end = on_validation_batch_end
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the means under ``test/``."""
-        self._log(trainer, pl_module, "test")
-
-    def _measure(self, trainer: Trainer, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        real_a, fake_b, real_b = outputs["real_a"], outputs["fake_b"], outputs["real_b"]
-        values = {}
-        if "l1" in self.metrics:
-            values["l1"] = (fake_b.float() - real_b.float()).abs().flatten(1).mean(1)
-        if "psnr" in self.metrics or "ssim" in self.metrics:
-            datamodule = trainer.datamodule  # type: ignore[attr-defined]
-            image, target = (
-                datamodule.display_output(fake_b, real_a),
-                datamodule.display_output(real_b, real_a),
+    def _pair(self, batch: Any, real: Tensor, here: str) -> Tensor | None:
+        """Return what the outputs of side ``here`` should look like, if anybody knows."""
+        if not isinstance(batch, Mapping) or f"first_{here}" not in batch:
+            return real
+        if f"partner_{here}" in batch and not set(SEGMENTATION_METRICS) & set(self.metrics):
+            partner: Tensor = batch[f"partner_{here}"]
+            return partner[batch[f"first_{here}"]]
+        paired = [name for name in self.metrics if name not in SET_METRICS]
+        if paired:
+            raise UserError(
+                f"{_PREFIX}metrics: {', '.join(paired)} compare pairs, and this data has none; give "
+                f"{_PREFIX}metrics=[kid]"
             )
-            if "psnr" in self.metrics:
-                values["psnr"] = psnr(image, target).clamp(max=MAX_PSNR_DB)
-            if "ssim" in self.metrics:
-                if min(image.shape[-2:]) < 11:
-                    raise UserError(
-                        f"callbacks.validation.metrics: ssim needs images of at least 11x11 px, these have "
-                        f"{image.shape[-2]}x{image.shape[-1]}; give callbacks.validation.metrics=[l1,psnr]"
-                    )
-                values["ssim"] = ssim(image, target)
-        return values
+        return None
 
+    @torch.no_grad()
     def _log(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        zero = torch.zeros((), device=pl_module.device)
-        sums = torch.stack([self._sums.get(name, zero) for name in self.metrics] + [zero + self._num_images])
-        if trainer.world_size > 1:
-            # Sums, not means: processes may have different numbers of images, or none.
-            sums = trainer.strategy.reduce(sums, reduce_op="sum")
-        for name, total in zip(self.metrics, sums[:-1], strict=True):
-            pl_module.log(f"{stage}/{name}", total / sums[-1], batch_size=1, sync_dist=trainer.world_size > 1)
+        data = getattr(trainer, "datamodule", None)
+        dataset = getattr(data, f"{stage}_set", None)
+        several = trainer.world_size > 1
+        # Sets without pairs are not dealt out item by item: what the sampler repeats stays.
+        aligned = dataset is not None and getattr(data, "aligned", True)
+        num_images = len(dataset) if several and aligned else None  # type: ignore[arg-type]
+        measures_l1 = "l1" in self.metrics
+        ways = {key: way.compute(several, num_images, measures_l1) for key, way in self._ways.items()}
+        figures = dict(ways["ab"])
+        if len(ways) > 1:
+            for name in ways["ab"]:
+                figures |= {f"{name}_{direction}": found[name] for direction, found in ways.items()}
+                figures[name] = sum(found[name] for found in ways.values()) / len(ways)
+        for name in SET_METRICS:
+            # A rehearsal with one batch of one image is no reason to stop.
+            if math.isnan(figures.get(name, 0.0)) and not _rehearses(trainer):
+                raise UserError(
+                    f"{_PREFIX}metrics: {name} compares sets, and there is but one {stage} image; leave "
+                    f"{name} out, or give at least 2"
+                )
+        # In the order that was asked for; what is not a metric's very name (kid_std, kid_ab) comes last.
+        order = {name: place for place, name in enumerate(self.metrics)}
+        for name, value in sorted(figures.items(), key=lambda item: order.get(item[0], len(order))):
+            # Every process has the same figures already.
+            pl_module.log(f"{stage}/{name}", value, batch_size=1, sync_dist=several)
+
+
+class _Way:
+    """What was measured of one direction.
+
+    Args:
+        suite: Measures all but ``l1``.
+    """
+
+    def __init__(self, suite: MetricSuite) -> None:
+        self.suite = suite
+        self.l1: list[Tensor] = []
+        self._targets: list[Tensor] = []
+        self._known_data: object = None
+        self._known: dict[tuple[str, int], tuple[Any, Tensor]] = {}
+
+    def back(self) -> _Way:
+        """Return the other direction, measured by the same networks."""
+        return _Way(self.suite.another())
+
+    def reset(self) -> None:
+        """Forget the outputs, and which of the targets were among them."""
+        self.suite.reset()
+        self.l1, self._targets = [], []
+
+    def add_targets(
+        self,
+        real: Tensor,
+        show: Callable[[Tensor], Tensor],
+        names: list[str] | None,
+        place: tuple[str, int],
+        data: object,
+    ) -> None:
+        """Add a batch to the targets; its features come from the last validation where it is the same batch.
+
+        Args:
+            real: The targets as the network sees them.
+            show: Makes uint8 RGB of them.
+            names: Of the images; None takes nothing from the last validation.
+            place: Stage and number of the batch.
+            data: The data module.
+        """
+        if not len(real):
+            return
+        if data is not self._known_data:
+            self._known_data, self._known = data, {}
+        what = None if names is None else (list(names), real.shape)
+        known, features = self._known.get(place, (None, None))
+        if features is None or what is None or known != what:
+            features = self.suite.extract(show(real))
+            self._known[place] = (what, features)
+        self._targets.append(features)
+
+    def compute(self, several: bool, num_images: int | None, measures_l1: bool) -> dict[str, float]:
+        """Return all figures, of all processes if there are ``several``."""
+        self.suite.use_targets(self._targets)
+        figures = self.suite.compute(several, num_images, num_images)
+        if measures_l1:
+            rows = torch.cat(self.l1 or [torch.empty(0, device=self.suite.device)])[:, None]
+            figures["l1"] = float((gather_rows(rows, num_images) if several else rows).mean())
+        return figures
+
+
+def _shown(trainer: Trainer, real_a: Tensor, side: str) -> Callable[[Tensor], Tensor]:
+    """Return what makes uint8 RGB of images of a side, as they would be saved."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if side == "a":
+        return lambda images: data.display_input(images)
+    return lambda images: data.display_output(images, real_a)
+
+
+def _rehearses(trainer: Trainer) -> bool:
+    return bool(trainer.sanity_checking or trainer.fast_dev_run)  # type: ignore[attr-defined]

@@ -46,6 +46,16 @@ KEYS = {
         "warm_start": "begin from the weights of a checkpoint",
         "debug": "true shows the traceback of an error (as I2I_DEBUG=1 does)",
     },
+    "convert": {
+        "checkpoint": "file, run folder, or folder of the reference project's latest_net_*.pth",
+        "output": "file; .pth, .safetensors, .onnx, .pt (TorchScript) or .ckpt says the format",
+        "network": "generator or discriminator",
+        "direction": "ab or ba, for a checkpoint that holds both",
+        "averaged": "take the moving average of the weights where there is one",
+        "dropout": "reference, paper, none: where a reference U-Net has it, which no file says",
+        "test_mode": "train or eval: the norms of an exported program",
+        "overwrite": "replace an output that is there",
+    },
 }
 
 EXAMPLES = {
@@ -59,9 +69,23 @@ EXAMPLES = {
         ),
         ("a sweep of the L1 weight", "--multirun loss.lambda_l1=10,100,1000"),
     ],
+    "convert": [
+        (
+            "a generator of ours for the reference project",
+            "checkpoint=outputs/pix2pix/2025-01-31_12-00-00 output=latest_net_G.pth",
+        ),
+        (
+            "a CycleGAN of the reference, to go on training with",
+            "checkpoint=~/checkpoints/horse2zebra output=horse2zebra.ckpt",
+        ),
+        ("a program for other languages", "checkpoint=latest_net_G.pth output=generator.onnx"),
+    ],
 }
 
-PURPOSE = {"train": "Train an image-to-image GAN and leave checkpoints, curves and a gallery in outputs/."}
+PURPOSE = {
+    "train": "Train an image-to-image GAN and leave checkpoints, curves and a gallery in outputs/.",
+    "convert": "Write a trained network in another format: reference layout, safetensors, TorchScript, ONNX.",
+}
 
 
 def show(program: str, config_name: str, default_experiment: str | None, words: Sequence[str]) -> int:
@@ -112,9 +136,9 @@ def page(program: str, config_name: str, default_experiment: str | None, conf: P
     if groups:
         topic = f"--help {groups[-1]}={defaults[groups[-1]] or group_options(conf, groups[-1])[0]}"
         more = {topic: "the keys of one option, with comments", **more}
-    lines += [f"  {program} {words}".ljust(40) + meaning for words, meaning in more.items()]
+    lines += [f"  {program} {words}".ljust(44) + meaning for words, meaning in more.items()]
     lines += [
-        f'  eval "$({program} -sc install=bash)"'.ljust(40) + "completion for this shell (also zsh, fish)",
+        f'  eval "$({program} -sc install=bash)"'.ljust(44) + "completion for this shell (also zsh, fish)",
         f"  {program} --hydra-help, --version",
     ]
     return "\n".join(lines)

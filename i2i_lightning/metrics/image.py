@@ -1,4 +1,4 @@
-"""Distances between an image and its target, one number per image: L1, PSNR and SSIM.
+"""Distances between an image and its target, one number per image: L1, PSNR, SSIM and MS-SSIM.
 
 Both images are uint8 in [0, 255], as they would be saved, or both float in [-1, 1], as a network makes them;
 (N, C, H, W). Every function gives the same value for a float image and for its uint8 version, up to the
@@ -14,6 +14,8 @@ from torch import Tensor
 SSIM_WINDOW_PX = 11
 SSIM_SIGMA_PX = 1.5
 SSIM_K1, SSIM_K2 = 0.01, 0.03
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Exponents of the five scales, the finest first (Wang et al. 2003, section 3.2)."""
 
 
 def l1(image: Tensor, target: Tensor) -> Tensor:
@@ -74,13 +76,78 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     >>> ssim(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16))
     tensor([1.])
     """
+    similarity, _ = _similarity(*_levels(image, target), "SSIM")
+    return similarity.mean(1)
+
+
+def ms_ssim(image: Tensor, target: Tensor) -> Tensor:
+    """Return the multi-scale structural similarity of each image (Wang, Simoncelli and Bovik 2003).
+
+    ``l_M^w_M prod_j cs_j^w_j``, equation 7: contrast and structure at every scale, luminance at the coarsest
+    alone, each averaged over the image first. From scale to scale the image is averaged over 2x2 pixels (an
+    odd last row or column is left out). The rest is as in :func:`ssim`: window, constants, each channel
+    measured, the channels averaged. A negative mean of contrast and structure, which has no real power,
+    counts as 0.
+
+    Five scales need 176 px at the coarsest's 11 px window. Smaller images take the *variant for small
+    images*: the first :func:`ms_ssim_scales` scales, their exponents divided by their sum.
+
+    Args:
+        image: (N, C, H, W), uint8 or float in [-1, 1]; H and W at least 11.
+        target: The same shape and kind.
+
+    Returns:
+        (N,), in [0, 1]; 1 means equal.
+
+    Raises:
+        ValueError: If the images are smaller than the window.
+
+    >>> ms_ssim(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))
+    tensor([1.])
+    """
     image, target = _levels(image, target)
-    if min(image.shape[-2:]) < SSIM_WINDOW_PX:
-        raise ValueError(
-            f"SSIM needs images of at least {SSIM_WINDOW_PX}x{SSIM_WINDOW_PX} px, these have "
-            f"{image.shape[-2]}x{image.shape[-1]}"
-        )
-    num_images, channels = image.shape[:2]
+    scales = ms_ssim_scales(image.shape[-2], image.shape[-1])
+    weights = ms_ssim_weights(scales)
+    product = torch.ones((), dtype=image.dtype, device=image.device)
+    for scale, weight in enumerate(weights):
+        if scale > 0:
+            image, target = F.avg_pool2d(image, 2), F.avg_pool2d(target, 2)
+        similarity, structure = _similarity(image, target, "MS-SSIM")
+        factor = similarity if scale == scales - 1 else structure
+        product = product * factor.clamp(min=0) ** weight
+    return product.mean(1)
+
+
+def ms_ssim_scales(height_px: int, width_px: int) -> int:
+    """Return how many scales of MS-SSIM an image has room for: 5 from 176 px on the shorter side, then less.
+
+    Raises:
+        ValueError: If not even one window lies inside.
+
+    >>> [ms_ssim_scales(px, 512) for px in (256, 176, 175, 128, 64, 11)]
+    [5, 5, 4, 4, 3, 1]
+    """
+    side_px = min(height_px, width_px)
+    _check_window(height_px, width_px, "MS-SSIM")
+    return max(n for n in range(1, len(MS_SSIM_WEIGHTS) + 1) if side_px >> (n - 1) >= SSIM_WINDOW_PX)
+
+
+def ms_ssim_weights(scales: int) -> tuple[float, ...]:
+    """Return the exponents of that many scales, the finest first; those of fewer than five sum to 1.
+
+    >>> [round(weight, 4) for weight in ms_ssim_weights(3)]
+    [0.0711, 0.453, 0.476]
+    """
+    weights = MS_SSIM_WEIGHTS[:scales]
+    # The five published ones sum to 1.0001, and are taken as they are.
+    total = sum(weights) if scales < len(MS_SSIM_WEIGHTS) else 1.0
+    return tuple(weight / total for weight in weights)
+
+
+def _similarity(image: Tensor, target: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Return SSIM of levels in [0, 255], and its factor of contrast and structure: means ``(N, C)``."""
+    num_images, channels, height_px, width_px = image.shape
+    _check_window(height_px, width_px, name)
     offsets = torch.arange(SSIM_WINDOW_PX, device=image.device, dtype=image.dtype) - SSIM_WINDOW_PX // 2
     window = torch.exp(-offsets.square() / (2 * SSIM_SIGMA_PX**2))
     window = window / window.sum()
@@ -97,9 +164,17 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     mean_x, mean_y = mean_x + centre, mean_y + centre
     c1, c2 = (SSIM_K1 * 255) ** 2, (SSIM_K2 * 255) ** 2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    structure = (2 * cov + c2) / (var_x + var_y + c2)
+    structure: Tensor = (2 * cov + c2) / (var_x + var_y + c2)
     similarity: Tensor = luminance * structure
-    return similarity.flatten(1).mean(1)
+    return similarity.mean((2, 3)), structure.mean((2, 3))
+
+
+def _check_window(height_px: int, width_px: int, name: str) -> None:
+    if min(height_px, width_px) < SSIM_WINDOW_PX:
+        raise ValueError(
+            f"{name} needs images of at least {SSIM_WINDOW_PX}x{SSIM_WINDOW_PX} px, these have "
+            f"{height_px}x{width_px}"
+        )
 
 
 def _levels(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

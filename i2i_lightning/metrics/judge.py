@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from i2i_lightning.data.toyfaces.geometry import CLASS_NAMES, LANDMARK_NAMES
 from i2i_lightning.data.toyfaces.parameters import RANGES, VECTOR_NAMES
+from i2i_lightning.metrics.segmentation import confusion, iou, mean_iou, pixel_accuracy
 from i2i_lightning.types import UserError
 
 JUDGE_PX = 64
@@ -173,46 +174,6 @@ def to_judge(images: Tensor) -> Tensor:
     return pixels.clamp(-1, 1)
 
 
-def confusion(pred_index: Tensor, true_index: Tensor, num_classes: int) -> Tensor:
-    """Count pixels by true class (row) and predicted class (column), long ``(K, K)``.
-
-    Args:
-        pred_index: Integer class maps of any shape.
-        true_index: The same shape.
-        num_classes: K; all indices are below it.
-    """
-    flat = true_index.flatten().long() * num_classes + pred_index.flatten().long()
-    return torch.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes)
-
-
-def iou(counts: Tensor) -> Tensor:
-    """Return the intersection over union of each class, float64 ``(K,)``, from a confusion matrix ``(K, K)``.
-
-    ``IoU_k = n_kk / (sum_j n_kj + sum_j n_jk - n_kk)``; NaN for a class that occurs in neither map.
-    """
-    counts = counts.double()
-    return counts.diagonal() / (counts.sum(0) + counts.sum(1) - counts.diagonal())
-
-
-def mean_iou(counts: Tensor) -> Tensor:
-    """Return the mean IoU over the classes that occur in the truth, 0-d."""
-    return iou(counts)[counts.sum(1) > 0].mean()
-
-
-def pixel_accuracy(counts: Tensor) -> Tensor:
-    """Return the share of pixels in the right class, 0-d, from a confusion matrix."""
-    return counts.diagonal().sum().double() / counts.sum()
-
-
-def parsing_iou(pred_index: Tensor, true_index: Tensor, num_classes: int) -> Tensor:
-    """Return the IoU of each class over all pixels given, float64 ``(K,)``; NaN for a class in neither map.
-
-    >>> parsing_iou(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1]), 3)
-    tensor([0.5000, 0.6667,    nan], dtype=torch.float64)
-    """
-    return iou(confusion(pred_index, true_index, num_classes))
-
-
 def landmark_error(pred: Tensor, true: Tensor) -> Tensor:
     """Return each picture's mean point distance over that of its true outer eye corners, ``(N,)``.
 
@@ -309,14 +270,16 @@ class Scores:
         """Return the scores as plain numbers: see the module's text for each."""
         errors = (torch.stack(self.parameters).sum(0) / sum(len(style) for style in self.style)).tolist()
         by_class = iou(self.counts).tolist()
-        style = torch.cat(self.style).mean(0).tolist()
+        style = torch.cat(self.style)
+        taken_for = torch.bincount(style.argmax(1), minlength=len(STYLES)) / len(style)
         return {
             "iou": float(mean_iou(self.counts)),
             "pixel_accuracy": float(pixel_accuracy(self.counts)),
             "landmark_error": float(torch.cat(self.landmarks).mean()),
             "parameter_error": sum(errors[:NUM_CONTINUOUS]) / NUM_CONTINUOUS,
             "attribute_error": sum(errors[NUM_CONTINUOUS:]) / (len(VECTOR_NAMES) - NUM_CONTINUOUS),
-            "style": dict(zip(STYLES, style, strict=True)),
+            "style": dict(zip(STYLES, style.mean(0).tolist(), strict=True)),
+            "taken_for": dict(zip(STYLES, taken_for.tolist(), strict=True)),
             "iou_by_class": dict(zip(CLASS_NAMES, by_class, strict=True)),
             "error_by_parameter": dict(zip(VECTOR_NAMES, errors, strict=True)),
         }

@@ -18,40 +18,17 @@ from i2i_lightning.metrics.judge import (
     WEIGHTS_NAME,
     JudgeNetwork,
     Scores,
-    confusion,
     held_out_scores,
     in_eye_frame,
-    iou,
     judge_from_state,
     landmark_error,
     load_judge,
-    mean_iou,
     parameter_error,
-    parsing_iou,
-    pixel_accuracy,
     save_judge,
     to_judge,
 )
 from i2i_lightning.metrics.judge_training import draw_faces
 from i2i_lightning.types import UserError
-
-
-def test_confusion_and_iou_by_hand():
-    true = torch.tensor([[0, 0, 0], [1, 1, 2]])
-    pred = torch.tensor([[0, 0, 1], [1, 2, 2]])
-    counts = confusion(pred, true, 4)
-    assert counts.tolist() == [[2, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
-    values = parsing_iou(pred, true, 4)
-    assert values[:3].tolist() == pytest.approx([2 / 3, 1 / 3, 1 / 2])
-    assert math.isnan(values[3])
-    assert float(mean_iou(counts)) == pytest.approx((2 / 3 + 1 / 3 + 1 / 2) / 3)
-    assert float(pixel_accuracy(counts)) == pytest.approx(4 / 6)
-
-
-def test_a_class_only_in_the_prediction_lowers_others_but_is_not_in_the_mean():
-    counts = confusion(torch.tensor([0, 2]), torch.tensor([0, 0]), 3)
-    assert iou(counts)[2] == 0
-    assert float(mean_iou(counts)) == pytest.approx(0.5)
 
 
 def test_landmark_error_by_hand():

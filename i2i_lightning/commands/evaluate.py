@@ -1,0 +1,188 @@
+"""``i2i-evaluate``: measure a trained generator on a split, beside what copying the input would give."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from i2i_lightning.cli.app import App
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from torch import Tensor
+
+    from i2i_lightning.cli.arguments import Arguments
+    from i2i_lightning.cli.record import Run
+    from i2i_lightning.data.module import ImageDataModule
+
+BATCH_SIZE = 16
+"""Images translated together where all have one size; each comes out as it does alone."""
+
+OF_RUN = "of_run"
+"""The option of the group ``data`` that stands for the data of the evaluated run."""
+
+
+def evaluate(run: Run) -> None:
+    """Measure what ``run.config`` names; write ``metrics.json`` and ``samples.png``, and print the table."""
+    from i2i_lightning.callbacks.previews import draw_grid
+    from i2i_lightning.checkpoints.io import write_beside
+    from i2i_lightning.cli import record
+    from i2i_lightning.metrics import evaluation
+    from i2i_lightning.metrics.table import format_table, without_nan
+    from i2i_lightning.translation.modes import image_seed
+    from i2i_lightning.translation.translator import Translator, find_checkpoint
+
+    config = run.config
+    _check(config)
+    checkpoint = find_checkpoint(config.checkpoint or config.run)
+    device = None if config.device == "auto" else config.device
+    translator = Translator.load(
+        checkpoint, direction=config.direction, device=device, test_mode=config.test_mode, tile_px=None
+    )
+    data = data_for(config.data, config.split)
+
+    def translate(real_a: Tensor, names: Sequence[str], seed: int) -> Tensor:
+        return translator.network(real_a, [image_seed(seed, name) for name in names])
+
+    result = evaluation.evaluate(
+        translate,
+        data,
+        config.split,
+        direction=translator.direction,
+        names=config.metrics,
+        palette=config.palette,
+        seeds=list(config.seeds),
+        max_images=config.max_images,
+        weights=config.weights,
+        device=translator.device,
+        subset_seed=config.seed,
+        train_data=None if config.split == "train" else lambda: data_for(config.data, "train"),
+    )
+    report = {
+        "checkpoint": str(checkpoint),
+        "direction": translator.direction,
+        "test_mode": translator.test_mode,
+        "seeds": list(config.seeds),
+        "images": {
+            "data": _described(config.data),
+            "split": config.split,
+            "count": result.num_images,
+            "sizes_px": [list(size) for size in result.sizes_px],
+        },
+        "protocol": result.protocol,
+        "figures": result.figures(),
+        "per_seed": result.rows[evaluation.OUTPUTS],
+        "environment": record.environment(run),
+    }
+    folder = _output(config, checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(without_nan(report), indent=1) + "\n"
+
+    def write_text(path: Path) -> None:
+        path.write_text(text, encoding="utf-8")
+
+    write_beside(folder / "metrics.json", write_text)
+    grid = draw_grid(result.samples)
+    write_beside(folder / "samples.png", lambda beside: grid.save(beside, format="PNG"))
+
+    sizes = ", ".join(f"{height}x{width}" for height, width in result.sizes_px[:3])
+    sizes += ", ..." if len(result.sizes_px) > 3 else ""
+    print(f"{record.shown(checkpoint)}: {result.num_images} images of {config.split}, {sizes} px")
+    print(format_table(result.rows, better=evaluation.FACES_BETTER))
+    print(f"Figures with their protocol: {record.shown(folder / 'metrics.json')}; beside it samples.png")
+
+
+def _check(config: DictConfig) -> None:
+    from i2i_lightning.types import UserError
+
+    if (config.run is None) == (config.checkpoint is None):
+        raise UserError("say what to evaluate: run=<run folder>, or checkpoint=<file>")
+    if config.split not in ("train", "val", "test"):
+        raise UserError(f"split={config.split}: choose one of train, val, test")
+    if not config.seeds:
+        raise UserError("seeds=[]: give at least one")
+    if config.max_images is not None and config.max_images < 1:
+        raise UserError(f"max_images={config.max_images}: give at least 1, or null for all")
+    if not config.data:
+        raise UserError(
+            f"checkpoint={config.checkpoint}: it lies in no run folder, so say on which images:\n"
+            "data=paired data.root=... (and data.layout, data.direction, data.load_px, data.crop_px)"
+        )
+
+
+def data_for(node: DictConfig, split: str) -> ImageDataModule:
+    """Return the data of ``node`` set up for ``split``, every image whole and none mirrored."""
+    from hydra.utils import instantiate
+
+    # Training images are cut at random from a larger size, and half are mirrored; measured ones are not.
+    plain: dict[str, Any] = {"flip": False}
+    if "load_px" in node and node.get("crop_px") is not None:
+        plain["load_px"] = None
+    data: ImageDataModule = instantiate(node, _convert_="all", **plain)
+    data.setup({"train": "fit", "val": "validate", "test": "test"}[split])
+    if len(data.sizes_px) == 1:
+        data.val_batch_size = max(data.val_batch_size, BATCH_SIZE)
+    return data
+
+
+def _described(node: DictConfig) -> dict[str, Any]:
+    """Return what the protocol says of the data: everything that decides what the images are."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    speed = ("batch_size", "val_batch_size", "num_workers", "cache", "cache_dir", "flip")
+    return {str(key): value for key, value in plain.items() if key not in speed}
+
+
+def _output(config: DictConfig, checkpoint: Path) -> Path:
+    """Return the folder for the results: in the run's, unless another is given."""
+    if config.output is not None:
+        return Path(config.output)
+    run = _run_folder(checkpoint)
+    name = str(config.split)
+    return Path("outputs", "evaluation", checkpoint.stem, name) if run is None else run / "evaluation" / name
+
+
+def _run_folder(path: Path) -> Path | None:
+    """Return the run folder that ``path`` is or lies in, if there is one."""
+    start = path.expanduser().resolve()
+    return next((folder for folder in (start, *start.parents) if (folder / "config.yaml").is_file()), None)
+
+
+def offer_data_of_run(arguments: Arguments) -> None:
+    """Make the data of the run that is evaluated known as ``data=of_run``; empty where there is no run."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    from i2i_lightning.types import UserError
+
+    run, checkpoint = arguments.value("run"), arguments.value("checkpoint")
+    folder = None if run is None and checkpoint is None else _run_folder(Path(run or checkpoint or ""))
+    if run is not None and (folder is None or folder != Path(run).resolve()):
+        raise UserError(f"run={run}: not a run folder, it has no config.yaml")
+    node: Any = {}
+    if folder is not None:
+        node = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "data") or {}
+    ConfigStore.instance().store(group="data", name=OF_RUN, node=node)
+
+
+APP = App(
+    program="i2i-evaluate",
+    config_name="evaluate",
+    task=evaluate,
+    prepare=offer_data_of_run,
+    keeps_run=False,
+)
+
+
+def main() -> None:
+    """Run the console command."""
+    sys.exit(APP.main())
+
+
+if __name__ == "__main__":
+    main()

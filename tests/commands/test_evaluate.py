@@ -1,0 +1,104 @@
+"""``i2i-evaluate`` from the command line, on a run that ``i2i-train`` made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from i2i_lightning.commands import evaluate, train
+
+METRICS = "metrics=[l1,psnr]"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train two batches of tiny networks on tiny faces."""
+    run = tmp_path_factory.mktemp("evaluate") / "run"
+    status = train.APP.main(
+        [
+            "data.crop_px=32",
+            "data.num_train=8",
+            "data.num_val=2",
+            "data.num_test=5",
+            "data.batch_size=4",
+            "generator.base_channels=2",
+            "discriminator.base_channels=2",
+            "discriminator.num_layers=1",
+            "trainer=cpu",
+            "trainer.max_epochs=1",
+            "trainer.enable_progress_bar=false",
+            "callbacks.toyfaces.report=false",
+            f"hydra.run.dir={run}",
+        ]
+    )
+    assert status == 0
+    return run
+
+
+def test_a_run_is_measured_on_its_own_data(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.APP.main([f"run={trained}", METRICS, "seeds=[0,1]"]) == 0
+    report = json.loads((trained / "evaluation/test/metrics.json").read_text(encoding="utf-8"))
+    assert report["images"]["count"] == 5
+    assert report["images"]["sizes_px"] == [[32, 32]]
+    assert report["images"]["data"]["task"] == "regions_to_photo"
+    assert report["checkpoint"].endswith("checkpoints/last.ckpt")
+    assert set(report["figures"]) == {"outputs", "copied input", "real targets"}
+    assert {"mean", "std"} == set(report["figures"]["outputs"]["psnr"])
+    assert report["protocol"]["psnr"]["better"] == "higher"
+    assert len(report["per_seed"]) == 2
+    table = capsys.readouterr().out
+    assert "5 images of test, 32x32 px" in table
+    assert "copied input" in table
+    with Image.open(trained / "evaluation/test/samples.png") as samples:
+        assert samples.width > 3 * 32
+
+
+def test_a_checkpoint_knows_its_run_and_the_split_is_free(trained: Path, tmp_path: Path) -> None:
+    checkpoint = trained / "checkpoints/last.ckpt"
+    words = [f"checkpoint={checkpoint}", METRICS, "split=val", f"output={tmp_path / 'here'}", "max_images=1"]
+    assert evaluate.APP.main(words) == 0
+    report = json.loads((tmp_path / "here/metrics.json").read_text(encoding="utf-8"))
+    assert (report["images"]["split"], report["images"]["count"]) == ("val", 1)
+
+
+def test_values_of_the_data_may_change(trained: Path, tmp_path: Path) -> None:
+    words = [f"run={trained}", METRICS, "data.num_test=3", f"output={tmp_path}"]
+    assert evaluate.APP.main(words) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["images"]["count"] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "run=<run folder>, or checkpoint=<file>"),
+        (["run=nowhere"], "run=nowhere: not a run folder"),
+        (["checkpoint=lonely.pth"], "data=paired"),
+        (["run=RUN", "split=tests"], "split=tests: choose one of train, val, test"),
+        (["run=RUN", "metrics=[psrn]"], "no metric psrn"),
+        (["run=RUN", "metrics=[kid]", "weights=EMPTY"], "i2i-weights get fid_inception"),
+        (["run=RUN", "seeds=[]"], "seeds=[]: give at least one"),
+        (["run=RUN", "max_images=0"], "max_images=0: give at least 1"),
+        (["run=RUN", "data.num_tests=3"], "data.num_tests: no such key"),
+        (["run=RUN", "device=tpu"], "device=tpu"),
+        (["run=RUN", "sead=3"], "sead: no such key"),
+    ],
+)
+def test_slips_take_a_line(
+    words: list[str],
+    says: str,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    given = [word.replace("RUN", str(trained)).replace("EMPTY", str(tmp_path / "empty")) for word in words]
+    assert evaluate.APP.main(given) == 1
+    told = capsys.readouterr().err.strip()
+    assert says in told
+    assert len(told.splitlines()) <= 3
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
