@@ -1,11 +1,15 @@
-"""Our own checkpoint files: written beside and renamed, read without running code, used as a warm start."""
+"""Checkpoint files: written beside and renamed, read without running code, compared with a method."""
 
 from __future__ import annotations
 
+import builtins
 import os
 import pickle
-import zipfile
+import re
+import sys
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +29,9 @@ def write_beside(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         UserError: If the file cannot be written. What stood at ``path`` is left as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(beside)
         os.replace(beside, path)
     except (OSError, RuntimeError) as error:
@@ -36,7 +40,8 @@ def write_beside(path: Path, write: Callable[[Path], None]) -> None:
             f"{path}: cannot be written ({error}); an earlier file of this name is untouched"
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -46,47 +51,58 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: If there is no such file, it is not whole, it would run code, or it is not a checkpoint of
             ours.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint file")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: refused, it is not a plain file of tensors ({_first_line(error)})"
-        ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: not a whole checkpoint file ({_first_line(error)})") from error
+    checkpoint = read_tensors(path)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path}: not a checkpoint of i2i_lightning: it has no 'state_dict'")
     return checkpoint
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
-def warm_start(method: nn.Module, path: str | Path) -> None:
-    """Load the weights of every network of ``method`` from a checkpoint, the discriminators' included.
-
-    Optimisers, schedules and counts start afresh. An averaged network starts from the checkpoint's average
-    or, where the checkpoint has none, from its current network.
-
-    Args:
-        method: The method to fill, freshly built.
-        path: A checkpoint of this project.
+def read_tensors(path: str | Path) -> Any:
+    """Read what ``torch.save`` wrote, if it is plain containers of tensors, onto the CPU.
 
     Raises:
-        UserError: If the networks differ, naming the first weights that do.
+        UserError: If there is no such file, it is not whole, or it holds anything that could run code.
     """
-    saved: dict[str, Tensor] = read_checkpoint(path)["state_dict"]
-    wanted = method.state_dict()
-    for key in wanted:
-        if key.startswith("averages.") and key not in saved:
-            saved[key] = saved.get(key.removeprefix("averages."), wanted[key])
-    saved = {key: value for key, value in saved.items() if key in wanted or not key.startswith("averages.")}
-    check_networks(method, saved, f"warm_start={path}")
-    method.load_state_dict(saved)
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint file")
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+        if not start.startswith((b"PK", b"\x80")):
+            raise UserError(
+                f"{path}: not a checkpoint file, neither its beginning nor its name is that of one"
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on kinds of pickles that are then refused
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise UserError(_refusal(path, error)) from error
+    except Exception as error:
+        # A damaged or forged file fails in as many ways as readers of zip archives and pickles have.
+        raise UserError(f"{path}: not a whole checkpoint file ({_first_line(error)})") from error
+
+
+def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
+    """Word why a pickle was not read: it names what could run, or has a form torch never writes."""
+    refused = f"{path}: refused, it is not a plain file of tensors"
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if named is None:
+        return f"{refused}, as torch.save writes of a state_dict; nothing of it was run"
+    module = named[1].partition(".")[0]
+    text = f"{refused}: it names {named[1]}; nothing of it was run"
+    if module in sys.stdlib_module_names or hasattr(builtins, module):
+        return text
+    return (
+        f"{text}\nif this is a network saved whole, save its weights where its code is at hand, "
+        "torch.save(net.state_dict(), 'latest_net_G.pth'), and give that file"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def check_networks(method: nn.Module, saved: Mapping[str, Tensor], where: str) -> None:

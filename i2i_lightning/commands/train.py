@@ -22,7 +22,8 @@ def train(run: Run) -> None:
     from lightning.pytorch.callbacks import LambdaCallback, ProgressBar
     from omegaconf import OmegaConf
 
-    from i2i_lightning.checkpoints.io import check_networks, read_checkpoint, warm_start
+    from i2i_lightning.checkpoints.io import check_networks, read_checkpoint
+    from i2i_lightning.checkpoints.warm_start import warm_start
     from i2i_lightning.cli import record
     from i2i_lightning.types import UserError
 
@@ -35,7 +36,9 @@ def train(run: Run) -> None:
         saved = read_checkpoint(run.checkpoint)["state_dict"]
         check_networks(method, saved, f"resume={record.shown(run.checkpoint)}")
     elif config.warm_start is not None:
-        warm_start(method, config.warm_start)
+        filled = warm_start(method, config.warm_start)
+        if is_first_process():
+            print(filled, flush=True)
 
     began = []
 
