@@ -1,18 +1,20 @@
-"""Time one pix2pix step: ours, as ``i2i-train`` runs it, against the authors' loop in plain PyTorch.
+"""Time one step of a method: ours, as ``i2i-train`` runs it, against the authors' loop in plain PyTorch.
 
 Usage, the first one at 256 px with 1 and 4 images per step, on the GPU if there is one::
 
     python -m benchmarks.train_step
     python -m benchmarks.train_step --size-px 128 --batch 1 --repeats 10 --json step.json
+    python -m benchmarks.train_step --method cyclegan --size-px 128 --override generator=resnet_6
 
 Three contenders, each in a process of its own, take turns at single steps (at blocks of steps on a GPU), so
 that whatever else the machine does falls on all of them alike:
 
-* ``plain``: ``benchmarks/reference_pix2pix.py``, the published networks and order of updates, default Adam;
+* ``plain``: ``benchmarks/reference_pix2pix.py`` or ``reference_cyclegan.py``, the published networks and
+  order of updates, default Adam;
 * ``bare``: the same written-out step on our networks and our configured optimiser, without Lightning;
-* ``ours``: ``Pix2Pix`` in a Lightning ``Trainer``, both composed from our config with its logger and its
-  callbacks, from fetching a batch to the end of the last callback. Those that act at an epoch's end alone are
-  left out.
+* ``ours``: ``Pix2Pix`` or ``CycleGAN`` in a Lightning ``Trainer``, both composed from our config with its
+  logger and its callbacks, from fetching a batch to the end of the last callback. Those that act at an
+  epoch's end alone are left out.
 
 First they train from the same weights on the same images without dropout, and their losses are compared
 step by step, in float64 and in float32. (Two correct float32 runs part by a factor of about ten at each
@@ -45,11 +47,28 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.reference_pix2pix import PlainPix2Pix, copy_weights, patchgan, unet
+from benchmarks import reference_cyclegan, reference_pix2pix
+from benchmarks.reference_cyclegan import PlainCycleGAN, PlainPool
+from benchmarks.reference_pix2pix import PlainPix2Pix, copy_weights
 
 Contender = Literal["plain", "bare", "ours"]
 CONTENDERS: tuple[Contender, ...] = ("plain", "bare", "ours")
-TERMS = ("discriminator/gan", "generator/gan", "generator/l1")
+METHODS = ("pix2pix", "cyclegan")
+TERMS = {
+    "pix2pix": ("discriminator/gan", "generator/gan", "generator/l1"),
+    "cyclegan": (
+        *(
+            f"generators/{name}"
+            for name in ("gan_ab", "gan_ba", "cycle_a", "cycle_b", "identity_a", "identity_b")
+        ),
+        *(f"discriminators/{name}" for name in ("gan_a", "gan_b")),
+    ),
+}
+PLAYERS = {
+    "pix2pix": (("generator",), ("discriminator",)),
+    "cyclegan": (("generator_ab", "generator_ba"), ("discriminator_a", "discriminator_b")),
+}
+"""The networks of generators and discriminators, by method."""
 CHECKED_IN = ("fp64", "fp32")
 LEFT_OUT = (
     "checkpoints",
@@ -67,6 +86,7 @@ class Setting:
     """One row of the table.
 
     Args:
+        method: ``pix2pix`` or ``cyclegan``.
         size_px: Side of the images.
         batch: Images per step.
         device: ``cpu`` or ``cuda``.
@@ -84,6 +104,7 @@ class Setting:
         repeats: Turns.
     """
 
+    method: str = "pix2pix"
     size_px: int = 256
     batch: int = 1
     device: str = "cpu"
@@ -157,7 +178,7 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 def compose(setting: Setting, folder: str) -> Any:
-    """Compose the config of pix2pix as ``i2i-train`` does, for images of our making."""
+    """Compose the config of the method as ``i2i-train`` does, for images of our making."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
@@ -165,13 +186,16 @@ def compose(setting: Setting, folder: str) -> Any:
     from i2i_lightning.cli.folders import conf_dir
 
     config.register()
+    of_method = {
+        "pix2pix": ["data=paired", f"generator.dropout={'reference' if setting.dropout else 'none'}"],
+        "cyclegan": ["data=unpaired"],
+    }
     overrides = [
-        "method=pix2pix",
-        "data=paired",
+        f"method={setting.method}",
+        *of_method[setting.method],
         f"data.root={folder}",
         f"data.crop_px={setting.size_px}",
         f"data.batch_size={setting.batch}",
-        f"generator.dropout={'reference' if setting.dropout else 'none'}",
         f"generator.base_channels={setting.base_channels}",
         f"discriminator.base_channels={setting.base_channels}",
         f"trainer.precision={LIGHTNING_PRECISION[setting.precision]}",
@@ -190,7 +214,7 @@ def build_ours(config: Any, setting: Setting) -> Any:
 
     torch.manual_seed(0)
     method = instantiate(config.method, _convert_="all").to(setting.device, setting.dtype)
-    for network in (method.generator, method.discriminator):
+    for network in networks(method, setting):
         if setting.channels_last:
             network.to(memory_format=torch.channels_last)
         if setting.compile:
@@ -198,30 +222,67 @@ def build_ours(config: Any, setting: Setting) -> Any:
     return method
 
 
-def build_plain(config: Any, setting: Setting) -> PlainPix2Pix:
+def networks(method: Any, setting: Setting) -> list[torch.nn.Module]:
+    """Return the networks of the method, or of its plain loop."""
+    return [getattr(method, name) for player in PLAYERS[setting.method] for name in player]
+
+
+Loop = PlainPix2Pix | PlainCycleGAN
+
+
+def build_plain(config: Any, setting: Setting) -> Loop:
     """Build the plain loop, its networks at our initial weights."""
     method = build_ours(config, replace(setting, channels_last=False, compile=False))
-    generator = unet(3, 3, method.generator.num_downs, setting.base_channels, setting.dropout)
-    discriminator = patchgan(6, setting.base_channels)
-    copy_weights(method.generator, generator)
-    copy_weights(method.discriminator, discriminator)
-    for network in (generator, discriminator):
-        network.to(setting.device, setting.dtype)
-    return PlainPix2Pix(generator, discriminator)
+    base = setting.base_channels
+    if setting.method == "pix2pix":
+        twins: list[torch.nn.Module] = [
+            reference_pix2pix.unet(3, 3, method.generator.num_downs, base, setting.dropout),
+            reference_pix2pix.patchgan(6, base),
+        ]
+    else:
+        blocks = len(method.generator_ab.blocks)
+        twins = [reference_cyclegan.resnet(3, 3, base, blocks) for _ in range(2)]
+        twins += [reference_cyclegan.patchgan(3, base, method.discriminator_a.num_layers) for _ in range(2)]
+    for network, twin in zip(networks(method, setting), twins, strict=True):
+        copy_weights(network, twin)
+        twin.to(setting.device, setting.dtype)
+    return loop_around(twins, method, setting)
 
 
-def build_bare(config: Any, setting: Setting) -> PlainPix2Pix:
+def build_bare(config: Any, setting: Setting) -> Loop:
     """Build the same loop around our networks and our configured optimiser."""
     from hydra.utils import instantiate
 
     method = build_ours(config, setting)
     optimizer = instantiate(config.optimizer, _convert_="all")
-    optimizers = (optimizer(method.generator.parameters()), optimizer(method.discriminator.parameters()))
-    return PlainPix2Pix(method.generator, method.discriminator, optimizers, drops_gradients_early=True)
+    generators, discriminators = (
+        optimizer([parameter for name in player for parameter in getattr(method, name).parameters()])
+        for player in PLAYERS[setting.method]
+    )
+    return loop_around(networks(method, setting), method, setting, (generators, discriminators), True)
+
+
+def loop_around(
+    nets: Sequence[torch.nn.Module],
+    method: Any,
+    setting: Setting,
+    optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer] | None = None,
+    drops_gradients_early: bool = False,
+) -> Loop:
+    """Return the plain loop of the method on these networks; image pools draw as ours do."""
+    if setting.method == "pix2pix":
+        return PlainPix2Pix(*nets, optimizers=optimizers, drops_gradients_early=drops_gradients_early)
+    return PlainCycleGAN(
+        *nets,
+        *(PlainPool(pool.size, pool.draw) for pool in method.pools.values()),
+        lambda_identity=method.loss.lambda_identity,
+        optimizers=optimizers,
+        drops_gradients_early=drops_gradients_early,
+    )
 
 
 def train_plain(
-    loop: PlainPix2Pix, setting: Setting, autocast: bool, after: Callable[[dict[str, Tensor]], bool]
+    loop: Loop, setting: Setting, autocast: bool, after: Callable[[dict[str, Tensor]], bool]
 ) -> None:
     """Step through the batches until ``after``, which sees the losses, says False."""
     batches, index, going = Batches(setting), 0, True
@@ -295,7 +356,7 @@ def work(contender: Contender, setting: Setting, connection: Connection) -> None
             losses: list[list[float]] = []
 
             def keep(terms: Mapping[str, Tensor], losses: list[list[float]] = losses) -> bool:
-                losses.append([terms[name].item() for name in TERMS])
+                losses.append([terms[name].item() for name in TERMS[setting.method] if name in terms])
                 return len(losses) < setting.check_steps
 
             train(contender, replace(setting, dropout=False, precision=precision), folder, keep)
@@ -314,9 +375,11 @@ def floor(setting: Setting) -> dict[str, float]:
     on_cpu = replace(setting, device="cpu", channels_last=False, compile=False)
     with tempfile.TemporaryDirectory() as folder:
         loop = build_plain(compose(on_cpu, folder), on_cpu)
-    parameters = sum(p.numel() for net in (loop.generator, loop.discriminator) for p in net.parameters())
+    nets = networks(loop, setting)
+    parameters = sum(parameter.numel() for net in nets for parameter in net.parameters())
     # The meta device goes through the same operations without doing them.
-    loop = PlainPix2Pix(loop.generator.to("meta"), loop.discriminator.to("meta"))
+    for net in nets:
+        net.to("meta")
     with FlopCounterMode(display=False) as counter:
         loop.step(Batches(replace(setting, device="meta"))[0])
 
@@ -454,7 +517,13 @@ def report(result: Mapping[str, Any]) -> str:
     """Return a row's measurements as text."""
     setting, times, base = result["setting"], result["milliseconds"], result["floor"]
     options = [name for name in ("channels_last", "compile") if setting[name]]
-    title = [f"{setting['size_px']} px", f"batch {setting['batch']}", setting["device"], setting["precision"]]
+    title = [
+        setting["method"],
+        f"{setting['size_px']} px",
+        f"batch {setting['batch']}",
+        setting["device"],
+        setting["precision"],
+    ]
     title += [*options, *setting["overrides"], f"{setting['repeats']} turns of {setting['block']}"]
     lines = [
         ", ".join(title),
@@ -490,6 +559,7 @@ def parse(argv: Sequence[str] | None) -> tuple[list[Setting], Path | None]:
     cuda = torch.cuda.is_available()
     summary = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=summary)
+    parser.add_argument("--method", choices=METHODS, default="pix2pix")
     parser.add_argument("--size-px", type=int, default=256)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu")
@@ -508,6 +578,7 @@ def parse(argv: Sequence[str] | None) -> tuple[list[Setting], Path | None]:
         parser.error("--device cuda: PyTorch sees no GPU here")
     settings = [
         Setting(
+            method=args.method,
             size_px=args.size_px,
             batch=batch,
             device=args.device,

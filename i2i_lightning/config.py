@@ -83,7 +83,7 @@ class TranslateConfig:
     test_mode: Optional[str] = None  # noqa: UP045
     """train or eval: norms and dropout at test time; null takes what the checkpoint says."""
     dropout: Any = None
-    """reference, paper, none, true or false, for reference files, which do not say where they have dropout."""
+    """reference, paper, none, true or false: reference files do not say where they have dropout."""
     averaged: bool = True
     """Take the moving average of the weights where there is one."""
     overwrite: bool = False

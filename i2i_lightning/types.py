@@ -69,6 +69,34 @@ class PairedBatch(TypedDict):
     parameters: NotRequired[Tensor]
 
 
+class UnpairedBatch(TypedDict):
+    """A batch of two sets without pairs, as the networks see it.
+
+    ``real_a`` and ``real_b`` are as in :class:`PairedBatch` and have nothing to do with each other. Where the
+    sets are gone through in order, bool ``first_a`` and ``first_b (N,)`` are true where a picture comes for
+    the first time: the shorter set is gone through again and again. Test batches of ToyFaces also carry the
+    truth of either side, for scoring alone: ``partner_a`` is what ``real_a``'s face looks like in b.
+    """
+
+    real_a: Tensor
+    real_b: Tensor
+    name_a: list[str]
+    name_b: list[str]
+    first_a: NotRequired[Tensor]
+    first_b: NotRequired[Tensor]
+    partner_a: NotRequired[Tensor]
+    partner_b: NotRequired[Tensor]
+    parsing_a: NotRequired[Tensor]
+    parsing_b: NotRequired[Tensor]
+    landmarks_a: NotRequired[Tensor]
+    landmarks_b: NotRequired[Tensor]
+    parameters_a: NotRequired[Tensor]
+    parameters_b: NotRequired[Tensor]
+
+
+Batch = PairedBatch | UnpairedBatch
+
+
 def height_width(size: Size, key: str = "size") -> tuple[int, int]:
     """Return ``size`` as ``(height, width)`` in pixels.
 

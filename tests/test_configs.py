@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -74,6 +75,35 @@ def test_methods_build(method: str) -> None:
     cfg = composed(f"method={method}", "generator.base_channels=4", "discriminator.base_channels=4")
     built = instantiate(cfg.method, _convert_="all")
     assert type(built).__name__ == cfg.method._target_.rpartition(".")[2]
+
+
+@pytest.mark.parametrize("group", ["generator", "discriminator"])
+def test_cyclegan_takes_every_network(group: str) -> None:
+    for path in sorted((CONF / group).glob("*.yaml")):
+        cfg = composed("method=cyclegan", f"{group}={path.stem}")
+        check_config(cfg)
+        cfg.generator.base_channels = cfg.discriminator.base_channels = 2
+        method = instantiate(cfg.method, _convert_="all")
+        assert method.generator_ab is not method.generator_ba
+        weights = [next(net.parameters()) for net in (method.generator_ab, method.generator_ba)]
+        assert not torch.equal(*weights)
+
+
+def test_cyclegan_goes_back_by_other_channels() -> None:
+    overrides = ["method=cyclegan", "data.task=edges_to_photo", "loss.lambda_identity=0"]
+    cfg = composed(*overrides, "discriminator.base_channels=8", "generator.num_blocks=2")
+    check_config(cfg)
+    method = cfg.method
+    assert (method.generator_ab.in_channels, method.generator_ab.out_channels) == (1, 3)
+    assert (method.generator_ba.in_channels, method.generator_ba.out_channels) == (3, 1)
+    assert (method.discriminator_a.in_channels, method.discriminator_b.in_channels) == (1, 3)
+    assert method.generator_ba.num_blocks == 2
+    assert method.discriminator_a.base_channels == 8
+    assert method.discriminator_a.norm == "instance"
+    assert cfg.data._target_.endswith("ToyFacesUnpairedDataModule")
+    assert composed("method=cyclegan", "data=unpaired").data._target_.endswith("UnpairedDataModule")
+    plain = OmegaConf.to_container(method, resolve=True)
+    assert plain["generator_ba"]["in_channels"] == 3  # type: ignore[call-overload, index]
 
 
 @pytest.mark.parametrize("group", ["generator", "discriminator", "optimizer", "scheduler", "data"])

@@ -237,7 +237,10 @@ class Gallery(Callback):
     def _keep_pictures(self, shown: Preview, epoch: int) -> None:
         self._newest = {
             "epoch": epoch,
-            "names": list(shown.names),
+            "names": [
+                f"{name} · {direction[0]} to {direction[1]}" if len(set(shown.directions)) > 1 else name
+                for name, direction in zip(shown.names, shown.directions, strict=True)
+            ],
             "samples": [
                 {name: data_uri(pixels, PICTURE_PX) for name, pixels in sample.items()}
                 for sample in shown.samples
@@ -399,12 +402,12 @@ class Gallery(Callback):
         newest = self._newest["samples"]
         small = " class='pixels'" if self._newest["width"] < FILM_PX else ""
         heads = "".join(f"<th>{frame['epoch']}</th>" for frame in self._film)
+        last = "cycle" if "cycle" in newest[0] else "target"
         rows = []
         for index in range(min(FILM_SAMPLES, *(len(frame["outputs"]) for frame in self._film))):
             uris = [newest[index].get("input", ""), *(frame["outputs"][index] for frame in self._film)]
             cells = [
-                f"<td><img{small} src='{uri}' alt=''></td>"
-                for uri in [*uris, newest[index].get("target", "")]
+                f"<td><img{small} src='{uri}' alt=''></td>" for uri in [*uris, newest[index].get(last, "")]
             ]
             rows.append(
                 f"<tr>{cells[0]}<td class='gap'></td>{''.join(cells[1:-1])}"
@@ -413,7 +416,7 @@ class Gallery(Callback):
         return (
             "<section><h2>Over the epochs <small>the same samples, evenly spaced</small></h2>"
             "<div class='scroll'><table class='film'>"
-            f"<tr><th>input</th><th></th>{heads}<th></th><th>target</th></tr>"
+            f"<tr><th>input</th><th></th>{heads}<th></th><th>{last}</th></tr>"
             f"{''.join(rows)}</table></div></section>"
         )
 

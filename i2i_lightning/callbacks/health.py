@@ -155,25 +155,38 @@ class Health(Callback):
         if not hasattr(pl_module, "preview") or not hasattr(trainer.datamodule, "preview_batch"):  # type: ignore[attr-defined]
             return
         shown = preview(trainer, self.num_samples)
-        if len({tuple(image.shape) for image in [*shown.outputs, *shown.targets]}) != 1:
+        if not shown.outputs:
             return
-        outputs, targets = torch.stack(shown.outputs), torch.stack(shown.targets)
+        ways = list(dict.fromkeys(shown.directions))
+        for direction in ways:
+            chosen = [index for index, way in enumerate(shown.directions) if way == direction]
+            outputs, targets = (
+                [images[index] for index in chosen] for images in (shown.outputs, shown.targets)
+            )
+            if len({tuple(image.shape) for image in [*outputs, *targets]}) == 1:
+                suffix = f"_{direction}" if len(ways) > 1 else ""
+                self._judge_pictures(trainer, suffix, torch.stack(outputs), torch.stack(targets))
+
+    def _judge_pictures(self, trainer: Trainer, suffix: str, outputs: Tensor, targets: Tensor) -> None:
+        title = f"generator{suffix}".replace("_", " ")
+        loss = getattr(trainer.lightning_module, "loss", None)
+        term = "lambda_cycle" if hasattr(loss, "lambda_cycle") else "lambda_l1"
         spread, target_spread = pair_spread(outputs), pair_spread(targets)
         collapsed = target_spread > LEAST_TARGET_SPREAD and spread < SAME_SPREAD * target_spread
-        if self._held("collapse", collapsed, 1) >= 2:
+        if self._held(f"collapse{suffix}", collapsed, 1) >= 2:
             self._warn(
                 trainer,
-                "collapse",
-                "the generator paints nearly the same image whatever the input (outputs differ by "
+                f"collapse{suffix}",
+                f"the {title} paints nearly the same image whatever the input (outputs differ by "
                 f"{spread:.3f}, targets by {target_spread:.3f}): it has collapsed; look at the previews, "
-                "try a higher loss.lambda_l1 or a lower optimizer.lr",
+                f"try a higher loss.{term} or a lower optimizer.lr",
             )
         stuck, target_stuck = stuck_share(outputs), stuck_share(targets)
-        if self._held("saturation", stuck > target_stuck + STUCK_SHARE, 1) >= 2:
+        if self._held(f"saturation{suffix}", stuck > target_stuck + STUCK_SHARE, 1) >= 2:
             self._warn(
                 trainer,
-                "saturation",
-                f"{100 * stuck:.0f} % of the output is stuck at the ends of its range (targets: "
+                f"saturation{suffix}",
+                f"{100 * stuck:.0f} % of the {title}'s output is stuck at the ends of its range (targets: "
                 f"{100 * target_stuck:.0f} %): the output layer is saturated and hardly learns; try a lower "
                 "optimizer.lr or method.clip_norm=1",
             )

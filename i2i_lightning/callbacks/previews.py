@@ -1,7 +1,8 @@
-"""Fixed validation samples, translated each epoch and drawn as a grid: input | output | target."""
+"""Fixed validation samples, translated each epoch and drawn as a grid: input | output | target or cycle."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -34,18 +35,42 @@ PAPER, INK = (250, 250, 248), (60, 60, 64)
 class Preview:
     """The translated samples of one moment.
 
+    Of a method that translates both ways, samples take turns: one of a to b, one of b to a.
+
     Attributes:
         names: Name of each sample.
-        samples: For each sample, its columns in order (``input``, ``output``, ``target``), as pictures for
-            people.
+        directions: For each sample, which way it was translated: ``ab`` or ``ba``.
+        samples: For each sample, its columns in order (``input``, ``output``, ``target`` or ``cycle``), as
+            pictures for people.
         outputs: For each sample, the network's output, float (C, H, W) on the CPU.
-        targets: For each sample, the target in the same form.
+        targets: For each sample, the target in the same form; where there are no pairs, a real image of the
+            output's domain.
     """
 
     names: list[str] = field(default_factory=list)
+    directions: list[str] = field(default_factory=list)
     samples: list[dict[str, Pixels]] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     targets: list[Tensor] = field(default_factory=list)
+
+    def rows(self) -> list[dict[str, Pixels]]:
+        """Return the samples as rows of a grid; both ways side by side, where there are two."""
+        ways = len(set(self.directions))
+        if ways < 2:
+            return self.samples
+        named = [
+            {f"{column} {domain_of(column, direction)}": pixels for column, pixels in sample.items()}
+            for direction, sample in zip(self.directions, self.samples, strict=True)
+        ]
+        return [
+            {column: pixels for sample in named[start : start + ways] for column, pixels in sample.items()}
+            for start in range(0, len(named), ways)
+        ]
+
+
+def domain_of(column: str, direction: str) -> str:
+    """Return which domain the images of a column are from: ``a`` or ``b``."""
+    return direction[0] if column in ("input", "cycle") else direction[1]
 
 
 _batches: WeakKeyDictionary[Trainer, list[Any]] = WeakKeyDictionary()
@@ -65,7 +90,8 @@ def preview(trainer: Trainer, num_samples: int) -> Preview:
     known = _previews.get(trainer)
     if known is not None and known[0] == now and known[1] >= num_samples:
         shared = known[2]
-        return Preview(*(values[:num_samples] for values in vars(shared).values()))
+        shown = num_samples * max(1, len(set(shared.directions)))
+        return Preview(*(values[:shown] for values in vars(shared).values()))
     made = _translate(trainer, num_samples)
     _previews[trainer] = (now, num_samples, made)
     return made
@@ -82,24 +108,40 @@ def _translate(trainer: Trainer, num_samples: int) -> Preview:
         }
         plugin = trainer.precision_plugin
         with torch.no_grad(), plugin.forward_context():
-            columns: dict[str, Tensor] = module.preview(plugin.convert_input(on_device))
-            real_a = columns["input"]
-            shown = {
-                name: datamodule.display_input(images)
-                if name == "input"
-                else datamodule.display_output(images, real_a)
-                for name, images in columns.items()
+            columns: dict[str, Any] = module.preview(plugin.convert_input(on_device))
+            ways: dict[str, dict[str, Tensor]] = columns if "input" not in columns else {"ab": columns}
+            pixels = {
+                direction: {
+                    name: images.permute(0, 2, 3, 1).cpu().numpy()
+                    for name, images in _displayed(datamodule, direction, found).items()
+                }
+                for direction, found in ways.items()
             }
-        pixels = {name: images.permute(0, 2, 3, 1).cpu().numpy() for name, images in shown.items()}
-        for index in range(len(real_a)):
+        size = len(next(iter(ways.values()))["input"])
+        for index, (direction, found) in itertools.product(range(size), ways.items()):
+            names = batch.get("name") or batch.get(f"name_{direction[0]}") or [""] * size
+            made.names.append(Path(str(names[index])).name)
+            made.directions.append(direction)
             made.samples.append(
-                {name: np.ascontiguousarray(images[index]) for name, images in pixels.items()}
+                {name: np.ascontiguousarray(images[index]) for name, images in pixels[direction].items()}
             )
-        made.names += [Path(str(name)).name for name in batch.get("name", [""] * len(real_a))]
-        if "output" in columns and "target" in columns:
-            made.outputs += list(columns["output"].float().cpu())
-            made.targets += list(columns["target"].float().cpu())
+            # Without pairs, the other way's input shows what outputs should be like.
+            targets = found.get("target", ways.get(direction[::-1], {}).get("input"))
+            if "output" in found and targets is not None:
+                made.outputs.append(found["output"][index].float().cpu())
+                made.targets.append(targets[index].float().cpu())
     return made
+
+
+def _displayed(datamodule: Any, direction: str, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the columns of one direction as the data module shows them to people."""
+    of_a = next(images for name, images in columns.items() if domain_of(name, direction) == "a")
+    return {
+        name: datamodule.display_input(images)
+        if domain_of(name, direction) == "a"
+        else datamodule.display_output(images, of_a)
+        for name, images in columns.items()
+    }
 
 
 def _fixed_batches(trainer: Trainer, datamodule: Any, num_samples: int) -> list[Any]:
@@ -176,6 +218,8 @@ def _tile(pixels: Pixels, width_px: int) -> Image.Image:
 class PreviewGrid(Callback):
     """Write ``images/epoch_0001.png`` into the run folder: a row of input | output | target per sample.
 
+    A method that translates both ways has both in a row: input a | output b | cycle a | input b | ...
+
     The samples are the first of the validation set and stay the same. A W&B logger receives the same picture.
 
     Args:
@@ -198,7 +242,7 @@ class PreviewGrid(Callback):
         shown = preview(trainer, self.num_samples)
         if not shown.samples or not trainer.is_global_zero:
             return
-        grid = draw_grid(shown.samples)
+        grid = draw_grid(shown.rows())
         path = Path(trainer.default_root_dir) / "images" / f"epoch_{epoch:04d}.png"
         write_beside(path, lambda beside: grid.save(beside, format="PNG", compress_level=3))
         for logger in trainer.loggers:

@@ -46,6 +46,22 @@ KEYS = {
         "warm_start": "begin from the weights of a checkpoint",
         "debug": "true shows the traceback of an error (as I2I_DEBUG=1 does)",
     },
+    "translate": {
+        "checkpoint": "checkpoint, run folder, reference *_net_G.pth, or safetensors",
+        "input": 'file, folder, or quoted pattern: "photos/**/*.jpg"',
+        "output": "folder, which keeps names and sub-folders; or a file, for one image",
+        "direction": "ab or ba, for a checkpoint that holds both",
+        "device": "auto, cpu, cuda, cuda:1, mps",
+        "half": "bf16 or fp16: compute in half precision",
+        "batch_size": "images of one size together; null takes what fits",
+        "tile_px": "larger images are cut into overlapping tiles of this side",
+        "resize_px": "resize to this size first, as training did",
+        "side": "left or right: half of files that hold a pair A|B",
+        "convert": "match converts 8-bit files to the checkpoint's grey or RGB",
+        "format": "png, jpg, webp, tiff, npy",
+        "seed": "dropout and noise, together with each file's name",
+        "overwrite": "replace outputs that are there; else they are skipped",
+    },
     "convert": {
         "checkpoint": "file, run folder, or folder of the reference project's latest_net_*.pth",
         "output": "file; .pth, .safetensors, .onnx, .pt (TorchScript) or .ckpt says the format",
@@ -69,6 +85,17 @@ EXAMPLES = {
         ),
         ("a sweep of the L1 weight", "--multirun loss.lambda_l1=10,100,1000"),
     ],
+    "translate": [
+        (
+            "all images below a folder, in its sub-folders",
+            "checkpoint=outputs/pix2pix/2025-01-31_12-00-00 input=photos output=translated",
+        ),
+        ("one image", "checkpoint=latest_net_G.pth input=photo.jpg output=painting.jpg"),
+        (
+            "the right halves of pairs A|B, at the size of training",
+            "checkpoint=last.ckpt input=facades/test side=right resize_px=256 output=out",
+        ),
+    ],
     "convert": [
         (
             "a generator of ours for the reference project",
@@ -84,6 +111,7 @@ EXAMPLES = {
 
 PURPOSE = {
     "train": "Train an image-to-image GAN and leave checkpoints, curves and a gallery in outputs/.",
+    "translate": "Put a file, a folder or a pattern of images through a trained generator.",
     "convert": "Write a trained network in another format: reference layout, safetensors, TorchScript, ONNX.",
 }
 

@@ -2,8 +2,9 @@
 
 What is stored is exact: unsigned integers as they were decoded and resized, never a second lossy coding.
 
-*Memory.* One flat tensor per side. Forked workers share its pages; workers that are spawned get it through
-shared memory, because PyTorch moves a tensor there when it is sent to another process.
+*Memory.* One flat tensor per side of a pair, or for the one side of unpaired pictures. Forked workers share
+its pages; workers that are spawned get it through shared memory, because PyTorch moves a tensor there when it
+is sent to another process.
 
 *Disk.* One folder per data set, split and options, named after a digest of all that its content depends on:
 the sources' paths, sizes and modification times, and every option. A changed source is therefore another
@@ -35,7 +36,8 @@ from i2i_lightning.data.checks import FileProblem
 from i2i_lightning.types import UserError
 
 Array = npt.NDArray[Any]
-Pair = tuple[Array, Array]
+Pictures = tuple[Array, ...]
+"""What one index stands for: the two sides of a pair, or one picture where there are no pairs."""
 T = TypeVar("T")
 
 FORMAT_VERSION = 1
@@ -108,16 +110,15 @@ class Block:
 
 
 @dataclass
-class CachedPairs:
-    """Decoded pairs; ``pairs[i]`` is two views, channels first."""
+class CachedPictures:
+    """Decoded pictures, a block for each side; ``cached[i]`` is one view per side, channels first."""
 
-    a: Block
-    b: Block
+    blocks: tuple[Block, ...]
     in_memory: bool
 
-    def __getitem__(self, index: int) -> Pair:
-        """Return both sides of pair ``index``."""
-        return self.a[index], self.b[index]
+    def __getitem__(self, index: int) -> Pictures:
+        """Return the picture of every side at ``index``."""
+        return tuple(block[index] for block in self.blocks)
 
 
 def available_cores() -> int:
@@ -134,7 +135,7 @@ def in_threads(function: Callable[[int], T], names: Sequence[str], title: str) -
     no copies. The bar appears only where the work takes more than a second or so.
 
     Args:
-        function: Called with each index; raises :class:`FileProblem` for a pair that cannot be used.
+        function: Called with each index; raises :class:`FileProblem` for what cannot be used.
         names: The name of each index, for the report.
         title: What the progress bar says.
 
@@ -152,32 +153,30 @@ def in_threads(function: Callable[[int], T], names: Sequence[str], title: str) -
     with ThreadPoolExecutor(max_workers=available_cores()) as pool:
         outcomes = pool.map(attempt, range(len(names)))
         return list(
-            tqdm(outcomes, total=len(names), desc=title, unit="pair", delay=1, leave=False, disable=None)
+            tqdm(outcomes, total=len(names), desc=title, unit="item", delay=1, leave=False, disable=None)
         )
 
 
 def fill(
-    load: Callable[[int], Pair],
+    load: Callable[[int], Pictures],
     names: Sequence[str],
-    a: Array,
-    b: Array,
-    layouts: tuple[Layout, Layout],
+    runs: Sequence[Array],
+    layouts: Sequence[Layout],
     title: str,
 ) -> list[FileProblem]:
-    """Decode every pair into two runs of bytes.
+    """Decode every picture into one run of bytes per side.
 
     Args:
-        load: Returns the two sides of a pair, channels first, of the shapes and types in ``layouts``.
-        names: The pairs' names.
-        a: Writable uint8 ``(layouts[0].num_bytes,)``.
-        b: Writable uint8 ``(layouts[1].num_bytes,)``.
-        layouts: Where each picture goes.
+        load: Returns the sides at an index, channels first, of the shapes and types in ``layouts``.
+        names: The name of each index.
+        runs: For each side, writable uint8 ``(layout.num_bytes,)``.
+        layouts: For each side, where each picture goes.
         title: What the progress bar says.
 
     Returns:
-        The pairs that could not be decoded, and why.
+        What could not be decoded, and why.
     """
-    targets = [(flat, layout, layout.offsets) for flat, layout in zip((a, b), layouts, strict=True)]
+    targets = [(flat, layout, layout.offsets) for flat, layout in zip(runs, layouts, strict=True)]
 
     def decode_into(index: int) -> None:
         for (flat, layout, offsets), picture in zip(targets, load(index), strict=True):
@@ -190,12 +189,13 @@ def fill(
 
 
 def build_in_memory(
-    load: Callable[[int], Pair], names: Sequence[str], layouts: tuple[Layout, Layout], title: str
-) -> tuple[CachedPairs, list[FileProblem]]:
-    """Decode every pair into memory; see :func:`fill`. The cache is only good if there are no problems."""
-    blocks = [torch.empty(layout.num_bytes, dtype=torch.uint8) for layout in layouts]
-    problems = fill(load, names, blocks[0].numpy(), blocks[1].numpy(), layouts, title)
-    return CachedPairs(Block(layouts[0], blocks[0]), Block(layouts[1], blocks[1]), in_memory=True), problems
+    load: Callable[[int], Pictures], names: Sequence[str], layouts: Sequence[Layout], title: str
+) -> tuple[CachedPictures, list[FileProblem]]:
+    """Decode every picture into memory; see :func:`fill`. The cache is only good without problems."""
+    runs = [torch.empty(layout.num_bytes, dtype=torch.uint8) for layout in layouts]
+    problems = fill(load, names, [run.numpy() for run in runs], layouts, title)
+    blocks = tuple(Block(layout, run) for layout, run in zip(layouts, runs, strict=True))
+    return CachedPictures(blocks, in_memory=True), problems
 
 
 @dataclass(frozen=True)
@@ -235,12 +235,12 @@ class DiskCache:
         finally:
             lock.release()
 
-    def open(self) -> CachedPairs | None:
+    def open(self) -> CachedPictures | None:
         """Return the cache if it is there and whole."""
         try:
             index = json.loads((self.folder / _INDEX_NAME).read_text())
             blocks = []
-            for side in ("a", "b"):
+            for side in sorted(index):
                 shapes = tuple(tuple(shape) for shape in index[side]["shapes"])
                 layout = Layout(index[side]["dtype"], shapes)
                 path = self.folder / f"{side}.bin"
@@ -249,12 +249,12 @@ class DiskCache:
                 blocks.append(Block(layout, None, path))
         except (OSError, ValueError, KeyError):
             return None
-        return CachedPairs(blocks[0], blocks[1], in_memory=False)
+        return CachedPictures(tuple(blocks), in_memory=False)
 
     def build(
-        self, load: Callable[[int], Pair], names: Sequence[str], layouts: tuple[Layout, Layout], title: str
+        self, load: Callable[[int], Pictures], names: Sequence[str], layouts: Sequence[Layout], title: str
     ) -> list[FileProblem]:
-        """Decode every pair into this folder, or leave nothing behind; to be called under the lock.
+        """Decode every picture into this folder, or leave nothing behind; to be called under the lock.
 
         Raises:
             UserError: If the disk has no room.
@@ -273,9 +273,9 @@ class DiskCache:
         try:
             files = [
                 np.memmap(beside / f"{side}.bin", dtype=np.uint8, mode="w+", shape=(layout.num_bytes,))
-                for side, layout in zip("ab", layouts, strict=True)
+                for side, layout in zip("ab", layouts, strict=False)
             ]
-            problems = fill(load, names, files[0], files[1], layouts, title)
+            problems = fill(load, names, files, layouts, title)
             if problems:
                 return problems
             for file in files:
@@ -283,7 +283,7 @@ class DiskCache:
             del files
             index = {
                 side: {"dtype": layout.dtype, "shapes": layout.shapes}
-                for side, layout in zip("ab", layouts, strict=True)
+                for side, layout in zip("ab", layouts, strict=False)
             }
             (beside / _INDEX_NAME).write_text(json.dumps(index))
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -294,7 +294,7 @@ class DiskCache:
 
     @property
     def stamp(self) -> Path:
-        """A file that says that all pairs could be decoded once, for data sets that are not cached."""
+        """A file that says that all files could be decoded once, for data sets that are not cached."""
         return self.root / f"{self.slug}-{self.digest}.checked"
 
 

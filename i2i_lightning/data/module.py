@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from i2i_lightning.data.cache import available_cores
 from i2i_lightning.data.dataset import Item, KeyedDataset, collate
 from i2i_lightning.data.sampler import EpochSampler, Key
-from i2i_lightning.types import ImageFormat, PairedBatch, UserError
+from i2i_lightning.types import Batch, ImageFormat, UserError
 
 __all__ = ["ImageDataModule", "Item", "KeyedDataset", "available_cores", "collate"]
 
@@ -39,6 +39,7 @@ class ImageDataModule(LightningDataModule, ABC):
         in_channels: Channels of the network's input (classes, for a one-hot label map).
         out_channels: Channels of its target.
         size_px: (height, width) of a training item, or None where items differ.
+        aligned: Whether ``real_b`` shows what ``real_a`` shows; False for unpaired data.
         cache_in_memory: Whether items come from memory; a subclass sets it before the loaders are made.
         multiprocessing_context: How workers are started ("fork", "spawn", ...); None is Python's default.
     """
@@ -46,6 +47,7 @@ class ImageDataModule(LightningDataModule, ABC):
     in_channels: int
     out_channels: int
     size_px: tuple[int, int] | None
+    aligned = True
 
     def __init__(
         self, batch_size: int = 1, val_batch_size: int = 1, num_workers: int | None = None, seed: int = 0
@@ -75,15 +77,15 @@ class ImageDataModule(LightningDataModule, ABC):
     # What a subclass provides.
 
     @abstractmethod
-    def to_network(self, batch: Item) -> PairedBatch:
+    def to_network(self, batch: Item) -> Batch:
         """Turn a loader's batch into what the networks see, on whatever device it lies.
 
         Args:
-            batch: Integer or float tensors with the batch axis in front, and ``name``.
+            batch: Integer or float tensors with the batch axis in front, and names.
 
         Returns:
             Float images in [-1, 1], float one-hot label maps in {0, 1}; see
-            :class:`~i2i_lightning.types.PairedBatch`.
+            :class:`~i2i_lightning.types.PairedBatch` and :class:`~i2i_lightning.types.UnpairedBatch`.
         """
 
     @abstractmethod
@@ -134,26 +136,32 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader[Item]:
         """Return the validation loader: in order, without augmentation."""
-        dataset = self._require(self.val_set, "val")
-        return self._loader(dataset, self._sampler(dataset, shuffle=False), self.val_batch_size, False)
+        return self.ordered_dataloader("val")
 
     def test_dataloader(self) -> DataLoader[Item]:
         """Return the test loader: in order, without augmentation."""
-        dataset = self._require(self.test_set, "test")
+        return self.ordered_dataloader("test")
+
+    def ordered_dataloader(self, split: str) -> DataLoader[Item]:
+        """Return a loader over all of a split (train, val or test) in order, by ``val_batch_size``.
+
+        Items of the training split are cut and mirrored as the data module was told to.
+        """
+        dataset = self._require(getattr(self, f"{split}_set"), split)
         return self._loader(dataset, self._sampler(dataset, shuffle=False), self.val_batch_size, False)
 
-    def preview_batch(self, n: int) -> PairedBatch:
+    def preview_batch(self, n: int) -> Batch:
         """Return the first ``n`` validation items (fewer if there are fewer) as network floats on the CPU."""
         dataset = self._require(self.val_set, "val")
         return self.to_network(collate([dataset[0, index] for index in range(min(n, len(dataset)))]))
 
-    def on_after_batch_transfer(self, batch: Item, dataloader_idx: int) -> PairedBatch:
+    def on_after_batch_transfer(self, batch: Item, dataloader_idx: int) -> Batch:
         """Turn a batch into floats once it is on the device."""
         network_batch = self.to_network(batch)
         if self.trainer is None:
             return network_batch
         # Lightning casts to the run's precision before the transfer, when these were integers still.
-        return cast(PairedBatch, self.trainer.precision_plugin.convert_input(network_batch))
+        return cast(Batch, self.trainer.precision_plugin.convert_input(network_batch))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the data: the epoch, and how many of this rank's items of it were consumed.

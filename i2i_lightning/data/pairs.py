@@ -7,16 +7,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from i2i_lightning.data.checks import FileProblem, first_names, raise_problems, require_folder
 from i2i_lightning.data.decode import EXTENSIONS
 from i2i_lightning.types import UserError
 
+T = TypeVar("T")
+
 LAYOUTS = ("side_by_side", "folders", "csv")
 SPLITS = ("train", "val", "test")
 
 # Where the A and B folders of a split may be; the first that exists counts.
-_FOLDER_PATTERNS = (
+FOLDER_PATTERNS = (
     ("{split}A", "{split}B"),
     ("{split}_A", "{split}_B"),
     ("{split}/A", "{split}/B"),
@@ -108,13 +111,13 @@ def _side_by_side(root: Path) -> FoundPairs:
     for split in SPLITS:
         if (root / split).is_dir():
             splits[split] = [
-                PairFiles(_stem(path, root / split), path, None) for path in list_images(root / split)
+                PairFiles(name_below(root / split, path), path, None) for path in list_images(root / split)
             ]
     if not splits and any(path.parent == root for path in list_images(root)):
-        splits["train"] = [PairFiles(_stem(path, root), path, None) for path in list_images(root)]
+        splits["train"] = [PairFiles(name_below(root, path), path, None) for path in list_images(root)]
     if "train" not in splits:
-        two_folders = any((root / a.format(split="train")).is_dir() for a, _ in _FOLDER_PATTERNS)
-        hint = "; it looks like data.layout=folders" if two_folders else f"; it holds {_content(root)}"
+        two_folders = any((root / a.format(split="train")).is_dir() for a, _ in FOLDER_PATTERNS)
+        hint = "; it looks like data.layout=folders" if two_folders else f"; it holds {content_of(root)}"
         raise UserError(f"data.root={root}: data.layout=side_by_side needs a folder train there{hint}")
     return FoundPairs(f"data.root={root}", splits)
 
@@ -123,7 +126,7 @@ def _folders(root: Path) -> FoundPairs:
     require_folder("data.root", root)
     found = FoundPairs(f"data.root={root}", {})
     for split in SPLITS:
-        for pattern_a, pattern_b in _FOLDER_PATTERNS:
+        for pattern_a, pattern_b in FOLDER_PATTERNS:
             a, b = root / pattern_a.format(split=split), root / pattern_b.format(split=split)
             if a.is_dir() and b.is_dir():
                 found.splits[split], found.problems[split] = _match(a, b)
@@ -138,7 +141,7 @@ def _folders(root: Path) -> FoundPairs:
     if "train" not in found.splits:
         raise UserError(
             f"{found.where}: data.layout=folders needs trainA and trainB (or train/A and train/B) there; "
-            f"it holds {_content(root)}"
+            f"it holds {content_of(root)}"
         )
     return found
 
@@ -162,7 +165,7 @@ def _match(folder_a: Path, folder_b: Path) -> tuple[list[PairFiles], list[FilePr
     for folder in (folder_a, folder_b):
         by_stem: dict[str, Path] = {}
         for path in list_images(folder):
-            stem = _stem(path, folder)
+            stem = name_below(folder, path)
             if stem in by_stem:
                 what = "whose stem another file of the folder has too"
                 problems.append(FileProblem(what, "which one is meant?", name=_shown(path, folder)))
@@ -226,18 +229,15 @@ def _complete_splits(found: FoundPairs, val_fraction: float) -> None:
         if not pairs and not found.problems.get(split):
             raise UserError(f"{found.where}: no images in {split} (readable are {', '.join(EXTENSIONS)})")
     if "val" not in splits and "test" not in splits:
-        if not 0 < val_fraction < 1:
-            raise UserError(f"data.val_fraction={val_fraction}: must lie between 0 and 1")
-        every = max(round(1 / val_fraction), 2)
         everything = splits["train"]
         if len(everything) < 2 and not found.problems.get("train"):
             raise UserError(
                 f"{found.where}: {len(everything)} pair is too few: one trains and one validates, "
                 "give at least 2"
             )
-        held_out = everything[every // 2 :: every] or everything[-1:]
-        names = {pair.name for pair in held_out}
-        splits["train"] = [pair for pair in everything if pair.name not in names]
+        train, held_out = hold_out(everything, val_fraction)
+        names = {pair.name for pair in held_out}  # a table may name a pair twice
+        splits["train"] = [pair for pair in train if pair.name not in names]
         splits["val"] = splits["test"] = held_out
         found.notes["train"] = (
             f"{found.where} has neither val nor test: {len(held_out)} of {len(everything)} pairs are held "
@@ -251,6 +251,21 @@ def _complete_splits(found: FoundPairs, val_fraction: float) -> None:
         splits["test"] = splits["val"]
         found.problems["test"] = found.problems.get("val", [])
         found.notes["test"] = f"{found.where} has no test: testing on val ({len(splits['test'])} pairs)"
+
+
+def hold_out(items: Sequence[T], val_fraction: float) -> tuple[list[T], list[T]]:
+    """Return what trains and what validates: an even share of ``items``, at least one of them.
+
+    Raises:
+        UserError: If ``val_fraction`` is no share.
+    """
+    if not 0 < val_fraction < 1:
+        raise UserError(f"data.val_fraction={val_fraction}: must lie between 0 and 1")
+    every = max(round(1 / val_fraction), 2)
+    indices = range(len(items))
+    held = set(indices[every // 2 :: every] or indices[-1:])
+    train = [item for index, item in enumerate(items) if index not in held]
+    return train, [items[index] for index in sorted(held)]
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -271,7 +286,8 @@ def report(found: FoundPairs, splits: Sequence[str], more: Sequence[FileProblem]
     raise_problems(found.where, [*(p for split in splits for p in found.problems.get(split, [])), *more])
 
 
-def _stem(path: Path, folder: Path) -> str:
+def name_below(folder: Path, path: Path) -> str:
+    """Return a file's path below ``folder`` without its suffix."""
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
@@ -279,5 +295,6 @@ def _shown(path: Path, folder: Path) -> str:
     return path.relative_to(folder.parent).as_posix()
 
 
-def _content(folder: Path) -> str:
+def content_of(folder: Path) -> str:
+    """Return the first names in ``folder``, for messages."""
     return first_names(sorted(entry.name for entry in folder.iterdir())) or "nothing"

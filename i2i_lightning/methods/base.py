@@ -25,8 +25,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from i2i_lightning.methods.schedules import Constant, Schedule
-from i2i_lightning.types import PairedBatch, UserError
+from i2i_lightning.types import UserError
 
+Columns = dict[str, Tensor]
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 TestMode = Literal["train", "eval"]
 
@@ -52,6 +53,8 @@ class Method(LightningModule):
 
     directions: ClassVar[Mapping[str, str]] = {"ab": "generator"}
     """The attribute, and key of the config, of the network that translates in each direction."""
+    needs_pairs: ClassVar[bool] = False
+    """Whether ``real_b`` must show what ``real_a`` shows."""
 
     def __init__(
         self,
@@ -93,6 +96,20 @@ class Method(LightningModule):
         """Training batches since the beginning of the run, resumes included."""
         self.holds_gradients = False
         """Whether gradients are waiting for the accumulation boundary: a state that no checkpoint holds."""
+
+    def setup(self, stage: str) -> None:
+        """Refuse data that the method or its networks cannot take, before anything is trained."""
+        data = getattr(self.trainer, "datamodule", None)
+        if self.needs_pairs and not getattr(data, "aligned", True):
+            raise UserError(
+                f"data: {type(self).__name__} learns from aligned pairs, and here partners are drawn at "
+                "random: take data=paired, or method=cyclegan"
+            )
+        for size in getattr(data, "sizes_px", None) or []:
+            for network in (network for networks in self.players.values() for network in networks):
+                check = getattr(network, "check_size", None)
+                if check is not None:
+                    check(*size)
 
     # ------------------------------------------------------------------------------------------------ players
 
@@ -263,8 +280,13 @@ class Method(LightningModule):
             torch.manual_seed(seed)
             yield network
 
-    def preview(self, batch: PairedBatch) -> dict[str, Tensor]:
-        """Return named columns of a picture of ``batch``, float (N, C, H, W), input first."""
+    def preview(self, batch: Any) -> Columns | dict[str, Columns]:
+        """Return named columns of a picture of ``batch``, float (N, C, H, W), in the order to show.
+
+        There are ``input``, ``output`` and what these are to be compared with: ``target``, in the output's
+        domain, or ``cycle``, in the input's. A method of several directions returns the columns of each, by
+        its name in ``directions``.
+        """
         raise NotImplementedError
 
     # -------------------- checkpoints

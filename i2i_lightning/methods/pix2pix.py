@@ -68,6 +68,8 @@ class Pix2Pix(Method):
         clip_norm: Largest gradient norm per player; None does not clip.
     """
 
+    needs_pairs = True
+
     def __init__(
         self,
         generator: nn.Module,
@@ -118,15 +120,6 @@ class Pix2Pix(Method):
             self.add_player("discriminator", [discriminator])
         self.add_player("generator", [generator])
         self.keep_average("generator")
-
-    def setup(self, stage: str) -> None:
-        """Refuse an image size that the networks cannot take, before anything is trained."""
-        data = getattr(self.trainer, "datamodule", None)
-        for size in getattr(data, "sizes_px", None) or []:
-            for network in (self.generator, self.discriminator):
-                check = getattr(network, "check_size", None)
-                if check is not None:
-                    check(*size)
 
     def translate(self, generator: nn.Module, real_a: Tensor) -> Tensor:
         """Return ``generator``'s output for ``real_a``, with a fresh z where the method has one."""

@@ -17,6 +17,9 @@ from i2i_lightning.networks.patchgan import PatchGAN
 from i2i_lightning.networks.unet import UNet
 
 TINY = Setting(size_px=64, base_channels=2, precision="fp64", dropout=False)
+CYCLE = replace(
+    TINY, method="cyclegan", size_px=32, overrides=("generator.num_blocks=1", "method.pool_size=2")
+)
 
 
 @pytest.mark.parametrize("num_downs", [5, 6, 7, 8])
@@ -44,22 +47,23 @@ def test_plain_step_freezes_the_discriminator_for_the_generator_and_moves_both()
     before = [next(net.parameters()).detach().clone() for net in (loop.generator, loop.discriminator)]
     batch = {"real_a": torch.randn(1, 3, 32, 32), "real_b": torch.randn(1, 3, 32, 32)}
     losses = loop.step(batch)
-    assert set(losses) == set(train_step.TERMS)
+    assert set(losses) == set(train_step.TERMS["pix2pix"])
     for net, old in zip((loop.generator, loop.discriminator), before, strict=True):
         assert not torch.equal(next(net.parameters()), old)
     assert not any(p.requires_grad for p in loop.discriminator.parameters())
 
 
-def test_contenders_compute_the_same_losses(tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", [TINY, CYCLE], ids=["pix2pix", "cyclegan"])
+def test_contenders_compute_the_same_losses(tmp_path: Path, setting: Setting) -> None:
     losses: dict[str, list[list[float]]] = {}
     for contender in train_step.CONTENDERS:
         seen = losses.setdefault(contender, [])
 
         def keep(terms: dict[str, Tensor], seen: list[list[float]] = seen) -> bool:
-            seen.append([terms[name].item() for name in train_step.TERMS])
+            seen.append([terms[name].item() for name in train_step.TERMS[setting.method]])
             return len(seen) < 4
 
-        train_step.train(contender, TINY, str(tmp_path), keep)
+        train_step.train(contender, setting, str(tmp_path), keep)
     for contender in ("bare", "ours"):
         assert len(losses[contender]) == 4
         for step, plain in zip(losses[contender], losses["plain"], strict=True):
@@ -73,6 +77,12 @@ def test_floor_counts_the_published_work() -> None:
     assert base["bytes"] == 40 * base["parameters"]
     assert base["compute_ms"] > 0
     assert base["traffic_ms"] > 0
+
+
+def test_floor_counts_the_published_work_of_cyclegan() -> None:
+    base = train_step.floor(Setting(method="cyclegan", size_px=256))
+    assert base["parameters"] == 2 * (11_378_179 + 2_764_737)
+    assert base["flop"] == pytest.approx(1879e9, rel=0.01)
 
 
 def test_difference_is_relative_and_the_largest() -> None:
@@ -123,5 +133,5 @@ def test_report_can_be_read_without_a_check() -> None:
             "floor": base,
         }
     )
-    assert "64 px, batch 1, cpu, fp64, optimizer.fused=false" in text
+    assert "pix2pix, 64 px, batch 1, cpu, fp64, optimizer.fused=false" in text
     assert "1.00 times the sum" in text

@@ -14,10 +14,10 @@ import torch
 from i2i_lightning.data import cache as cache_module
 from i2i_lightning.data.cache import (
     Block,
-    CachedPairs,
+    CachedPictures,
     DiskCache,
     Layout,
-    Pair,
+    Pictures,
     available_memory_bytes,
     build_in_memory,
     digest,
@@ -33,13 +33,13 @@ LAYOUTS = Layout("uint8", SHAPES_A), Layout("uint16", SHAPES_B)
 NAMES = ["x", "y", "z"]
 
 
-def load(index: int) -> Pair:
+def load(index: int) -> Pictures:
     rng = np.random.default_rng(index)
     a = rng.integers(0, 256, SHAPES_A[index], dtype=np.uint8)
     return a, rng.integers(0, 65536, SHAPES_B[index]).astype(np.uint16)
 
 
-def check(pairs: CachedPairs) -> None:
+def check(pairs: CachedPictures) -> None:
     for index in range(3):
         for cached, expected in zip(pairs[index], load(index), strict=True):
             assert cached.dtype == expected.dtype
@@ -50,7 +50,7 @@ def test_memory_cache_is_exact() -> None:
     pairs, problems = build_in_memory(load, NAMES, LAYOUTS, "test")
     assert not problems
     assert pairs.in_memory
-    assert pairs.a.layout.num_bytes == 60 + 36 + 3
+    assert pairs.blocks[0].layout.num_bytes == 60 + 36 + 3
     check(pairs)
 
 
@@ -65,7 +65,7 @@ def test_disk_cache_is_exact_and_found_again(tmp_path: Path) -> None:
     check(pairs)
     check(pickle.loads(pickle.dumps(pairs)))
     # What travels to a worker is the file's name, not its content.
-    assert len(pickle.dumps(Block(Layout("uint8", ((99,),)), None, pairs.a.path))) < 2000
+    assert len(pickle.dumps(Block(Layout("uint8", ((99,),)), None, pairs.blocks[0].path))) < 2000
 
 
 def test_disk_cache_with_a_damaged_file_is_not_used(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_disk_cache_with_a_damaged_file_is_not_used(tmp_path: Path) -> None:
 
 
 def test_failed_build_leaves_nothing(tmp_path: Path) -> None:
-    def broken(index: int) -> Pair:
+    def broken(index: int) -> Pictures:
         if index == 1:
             raise FileProblem("bad")
         return load(index)
@@ -115,7 +115,7 @@ def test_full_disk_is_noticed_before(tmp_path: Path) -> None:
 
 
 def _build(root: Path, log: Path) -> None:
-    def load_and_count(index: int) -> Pair:
+    def load_and_count(index: int) -> Pictures:
         with log.open("a") as file:
             file.write("x")
         return load(index)
@@ -191,8 +191,8 @@ def test_block_survives_being_sent_to_another_process() -> None:
     context = torch.multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     # Putting it moves the tensor to shared memory; views taken afterwards must be of the new place.
-    queue.put(pairs.a._bytes)
+    queue.put(pairs.blocks[0]._bytes)
     received = queue.get()
     check(pairs)
-    assert pairs.a._bytes is not None
-    assert torch.equal(received, pairs.a._bytes)
+    assert pairs.blocks[0]._bytes is not None
+    assert torch.equal(received, pairs.blocks[0]._bytes)

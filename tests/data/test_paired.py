@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from i2i_lightning.data import dataset as dataset_module
-from i2i_lightning.data import paired as paired_module
-from i2i_lightning.data.cache import CachedPairs
+from i2i_lightning.data import files as files_module
+from i2i_lightning.data.cache import CachedPictures
 from i2i_lightning.data.dataset import FilePairs, PairedDataset
 from i2i_lightning.data.paired import PairedDataModule
 from i2i_lightning.data.sampler import item_rng
@@ -175,7 +175,7 @@ def test_spawned_workers_share_the_memory_cache(side_by_side: MakeSet, tmp_path:
     data.multiprocessing_context = "spawn"
     assert same(epoch(data, 3), expected)
     source = data.train_set.source  # type: ignore[union-attr]
-    assert source.a._bytes.is_shared()
+    assert source.blocks[0]._bytes.is_shared()
     data.num_workers = 0
     assert same(epoch(data, 3), expected)
 
@@ -254,15 +254,15 @@ def test_disk_is_chosen_where_memory_is_short(
     side_by_side: MakeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []
-    monkeypatch.setattr(paired_module, "rank_zero_info", notes.append)
-    monkeypatch.setattr(paired_module, "available_memory_bytes", lambda: 2 * 6 * 6 * 32 * 32 - 1)
+    monkeypatch.setattr(files_module, "rank_zero_info", notes.append)
+    monkeypatch.setattr(files_module, "available_memory_bytes", lambda: 2 * 6 * 6 * 32 * 32 - 1)
     root = side_by_side()
     data = module(root, tmp_path)
     assert not data.train_set.source.in_memory  # type: ignore[union-attr]
     assert data.val_set.source.in_memory  # type: ignore[union-attr]
     assert not data.cache_in_memory
     assert any("train is cached on disk" in note and "memory that are free" in note for note in notes)
-    monkeypatch.setattr(paired_module, "available_memory_bytes", lambda: None)
+    monkeypatch.setattr(files_module, "available_memory_bytes", lambda: None)
     assert module(root, tmp_path).cache_in_memory
 
 
@@ -519,7 +519,7 @@ def test_second_epoch_is_fast(side_by_side: MakeSet, tmp_path: Path) -> None:
     root = side_by_side(count=20, px=256, suffix="jpg")
     data = module(root, tmp_path, load_px=286, crop_px=256)
     source = data.train_set.source  # type: ignore[union-attr]
-    assert isinstance(source, CachedPairs)
+    assert isinstance(source, CachedPictures)
     files = FilePairs(
         [_files(root, index) for index in range(20)], data.input, data.output, data.geometry, True, root
     )

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from i2i_lightning.callbacks.checkpoints import Checkpoints, random_state, set_random_state
-from i2i_lightning.checkpoints.io import read_checkpoint, warm_start, write_beside
+from i2i_lightning.checkpoints.io import read_checkpoint, write_beside
+from i2i_lightning.checkpoints.warm_start import warm_start
 from i2i_lightning.data.module import ImageDataModule
 from i2i_lightning.data.sampler import epoch_and_index, item_rng
 from i2i_lightning.methods.pix2pix import Pix2Pix, Pix2PixLoss

@@ -18,7 +18,7 @@ from i2i_lightning.types import UserError
 
 
 class ToyFaces:
-    """The faces of one split of one version; item ``i`` is a pure function of ``(version, split, i)``.
+    """The faces of one split and version; item ``i`` is a pure function of ``(version, split, first + i)``.
 
     An item is a dict: the drawings asked for (see :func:`~i2i_lightning.data.toyfaces.render.render`),
     ``landmarks`` float32 ``(K, 2)`` in [0, 1], ``parameters`` float32 ``(P,)`` named by ``VECTOR_NAMES``,
@@ -31,6 +31,7 @@ class ToyFaces:
         kinds: What to draw.
         size: Number of faces; None takes the split's own (4000, 200, 200). More only appends.
         version: Version of the distribution.
+        first: Number of the split's face that is item 0: two sets with gaps between them share no face.
 
     Raises:
         UserError: If the split, a kind, a size or the version is impossible.
@@ -43,6 +44,7 @@ class ToyFaces:
         kinds: Sequence[str] = KINDS,
         size: int | None = None,
         version: int = 1,
+        first: int = 0,
     ) -> None:
         sample_parameters(split, 0, version)  # Complains about the split and the version.
         if size is not None and size < 1:
@@ -60,6 +62,7 @@ class ToyFaces:
         self.size_px = size_px
         self.kinds = tuple(kinds)
         self.version = version
+        self.first = first
         self._size = SPLIT_SIZES[split] if size is None else size
 
     def __len__(self) -> int:
@@ -73,7 +76,11 @@ class ToyFaces:
         """
         if not 0 <= index < self._size:
             raise IndexError(f"face {index} of {self._size} ({self.split})")
-        return sample_parameters(self.split, index, self.version)
+        return sample_parameters(self.split, self.first + index, self.version)
+
+    def name(self, index: int) -> str:
+        """Return the name of face ``index``: its split and its number there."""
+        return f"{self.split}_{self.first + index:05d}"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         face = self.parameters(index)
@@ -82,6 +89,6 @@ class ToyFaces:
             "landmarks": landmarks(face),
             "parameters": vector(face),
             "attributes": attributes(face),
-            "name": f"{self.split}_{index:05d}",
+            "name": self.name(index),
             "face": face,
         }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,8 @@ from i2i_lightning.data.toyfaces.render import KINDS, ByteArray, render
 from i2i_lightning.data.toyfaces.tasks import TASKS
 from i2i_lightning.types import ImageFormat, PairedBatch, UserError
 
+T = TypeVar("T")
+
 LOW_FACTOR = 4
 """How many times smaller the low-resolution input of ``low_to_high`` was."""
 
@@ -44,6 +46,32 @@ def _from_photo(kind: str, photo: ByteArray) -> ByteArray:
     small = (max(1, picture.width // LOW_FACTOR), max(1, picture.height // LOW_FACTOR))
     blurred = picture.resize(small, Image.Resampling.BICUBIC).resize(picture.size, Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(blurred).transpose(2, 0, 1))
+
+
+def drawings(kinds: Iterable[str]) -> list[str]:
+    """Return what has to be drawn for sides of these kinds."""
+    return sorted({kind if kind in KINDS else "photo" for kind in kinds})
+
+
+def side(kind: str, drawn: Mapping[str, Any]) -> ByteArray:
+    """Return the side of a ``kind``, given the :func:`drawings` it needs."""
+    picture: ByteArray = drawn[kind] if kind in KINDS else _from_photo(kind, drawn["photo"])
+    return picture
+
+
+def draw_all(faces: ToyFaces, draw: Callable[[int], T]) -> Iterator[T]:
+    """Yield ``draw(index)`` for every face, behind a progress bar where that takes longer than a second."""
+    # NumPy lets go of the interpreter only in large arrays: threads pay off from about 128 px.
+    with ThreadPoolExecutor(available_cores() if faces.size_px >= 128 else 1) as pool:
+        yield from tqdm(
+            pool.map(draw, range(len(faces))),
+            f"Drawing {len(faces)} {faces.split} faces at {faces.size_px} px",
+            len(faces),
+            leave=False,
+            delay=1.0,
+            unit="face",
+            disable=None,
+        )
 
 
 class ToyFacesPairs:
@@ -66,50 +94,32 @@ class ToyFacesPairs:
         self, faces: ToyFaces, task: str, flip: bool = False, truth: bool = False, seed: int = 0
     ) -> None:
         table = TASKS[task]
-        self.names = [f"{faces.split}_{index:05d}" for index in range(len(faces))]
+        self.names = [faces.name(index) for index in range(len(faces))]
         self.flip = flip
         self.seed = seed
         size = faces.size_px
-        drawn = {"parsing", *(kind for kind in (table.a, table.b) if kind in KINDS)}
-        if not {table.a, table.b} <= drawn:
-            drawn.add("photo")
+        kinds = ["parsing", *drawings((table.a, table.b))]
 
         def sides(index: int) -> tuple[dict[str, Any], ByteArray, ByteArray]:
             face = faces.parameters(index)
-            item: dict[str, Any] = dict(render(face, size, sorted(drawn)))
+            item: dict[str, Any] = dict(render(face, size, sorted(set(kinds))))
             if truth:
                 item |= {"landmarks": landmarks(face), "parameters": vector(face)}
-            a, b = (
-                item[kind] if kind in KINDS else _from_photo(kind, item["photo"])
-                for kind in (table.a, table.b)
-            )
-            return item, a, b
+            return item, side(table.a, item), side(table.b, item)
 
         _, first_a, first_b = sides(0)
         self.a: npt.NDArray[np.uint8] = np.empty((len(faces), *first_a.shape), np.uint8)
         self.b: npt.NDArray[np.uint8] = np.empty((len(faces), *first_b.shape), np.uint8)
         self.truth: dict[str, list[Any]] = {"parsing": [], "landmarks": [], "parameters": []} if truth else {}
-        # NumPy lets go of the interpreter only in large arrays: threads pay off from about 128 px.
-        with ThreadPoolExecutor(available_cores() if size >= 128 else 1) as pool:
-            message = f"Drawing {len(faces)} {faces.split} faces at {size} px"
-            bar = tqdm(
-                pool.map(sides, range(len(faces))),
-                message,
-                len(faces),
-                leave=False,
-                delay=1.0,
-                unit="face",
-                disable=None,
-            )
-            sums, counts = np.zeros((3, len(CLASS_NAMES))), np.zeros(len(CLASS_NAMES))
-            for index, (item, a, b) in enumerate(bar):
-                self.a[index], self.b[index] = a, b
-                classes = item["parsing"].ravel()
-                counts += np.bincount(classes, minlength=len(counts))
-                for channel in range(3):
-                    sums[channel] += np.bincount(classes, b[channel].ravel(), len(counts))
-                for name, values in self.truth.items():
-                    values.append(item[name])
+        sums, counts = np.zeros((3, len(CLASS_NAMES))), np.zeros(len(CLASS_NAMES))
+        for index, (item, a, b) in enumerate(draw_all(faces, sides)):
+            self.a[index], self.b[index] = a, b
+            classes = item["parsing"].ravel()
+            counts += np.bincount(classes, minlength=len(counts))
+            for channel in range(3):
+                sums[channel] += np.bincount(classes, b[channel].ravel(), len(counts))
+            for name, values in self.truth.items():
+                values.append(item[name])
         self.class_colours: npt.NDArray[np.float64] = (sums / np.maximum(counts, 1)).T
 
     def __len__(self) -> int:
@@ -240,6 +250,11 @@ class ToyFacesDataModule(ImageDataModule):
             ImageFormat("image", self.out_channels),
         )
 
+    def judged_style(self, direction: str = "ab") -> str | None:
+        """Return the style, photo or cartoon, that the judge should see in an output; None for neither."""
+        kind = "photo" if self.table.b == "lab" else self.table.b
+        return kind if kind in ("photo", "cartoon") else None
+
     def display_input(self, real_a: Tensor) -> Tensor:
         """Return inputs as RGB, uint8 ``(N, 3, H, W)``; label maps in the fixed palette."""
         if self.table.in_kind == "labels":
@@ -264,10 +279,3 @@ class ToyFacesDataModule(ImageDataModule):
 def class_palette() -> Tensor:
     """Return the fixed palette of the parsing classes, uint8 ``(11, 3)``."""
     return torch.tensor(CLASS_PALETTE, dtype=torch.uint8)
-
-
-def decode_palette(rgb: Tensor, palette: Sequence[Sequence[int]] = CLASS_PALETTE) -> Tensor:
-    """Return the class of the nearest palette colour, long ``(N, H, W)``; ``rgb`` is ``(N, 3, H, W)``."""
-    colours = torch.tensor(palette, dtype=torch.float32, device=rgb.device)
-    pixels = rgb.float().movedim(1, -1)
-    return torch.cdist(pixels.flatten(0, -2), colours).argmin(-1).reshape(pixels.shape[:-1])
