@@ -85,7 +85,8 @@ def collect(data: Path, out: Path) -> None:
             if evaluate.APP.main([*words, f"metrics=[{','.join(METRICS)}]"]) != 0:
                 sys.exit(1)
             report = json.loads((measured / "metrics.json").read_text(encoding="utf-8"))
-            figures[f"{name}, {said}"] = report["figures"]["outputs"]
+            found = report["directions"]["ab"]
+            figures[f"{name}, {said}"] = found["figures"]["outputs"]
         checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
         environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
         method = checkpoint["method_config"]
@@ -99,16 +100,16 @@ def collect(data: Path, out: Path) -> None:
             "generator": method["generator"],
             "discriminator": method["discriminator"],
         }
-    figures["copied input"] = report["figures"]["copied input"]
-    figures["train targets"] = report["figures"]["train targets"]
+    figures |= {row: found["figures"][row] for row in ("copied input", "train targets")}
     report = {
-        "images": report["images"],
-        "protocol": report["protocol"],
+        "data": report["data"] | {"root": data.name},
+        "split": report["split"],
+        "images": found["images"],
+        "protocol": found["protocol"],
         "figures": figures,
         "runs": runs,
         "versions": report["environment"]["versions"],
     }
-    report["images"]["data"]["root"] = data.name
     (out / "results.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     table = markdown(figures)
     (out / "results.md").write_text(table + "\n", encoding="utf-8")

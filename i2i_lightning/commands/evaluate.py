@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from i2i_lightning.cli.arguments import Arguments
     from i2i_lightning.cli.record import Run
     from i2i_lightning.data.module import ImageDataModule
+    from i2i_lightning.translation.translator import Translator
 
 BATCH_SIZE = 16
 """Images translated together where all have one size; each comes out as it does alone."""
@@ -29,52 +31,59 @@ def evaluate(run: Run) -> None:
     """Measure what ``run.config`` names; write ``metrics.json`` and ``samples.png``, and print the table."""
     from i2i_lightning.callbacks.previews import draw_grid
     from i2i_lightning.checkpoints.io import write_beside
+    from i2i_lightning.checkpoints.load import open_generator
     from i2i_lightning.cli import record
     from i2i_lightning.metrics import evaluation
     from i2i_lightning.metrics.table import format_table, without_nan
-    from i2i_lightning.translation.modes import image_seed
     from i2i_lightning.translation.translator import Translator, find_checkpoint
 
     config = run.config
     _check(config)
     checkpoint = find_checkpoint(config.checkpoint or config.run)
     device = None if config.device == "auto" else config.device
-    translator = Translator.load(
-        checkpoint, direction=config.direction, device=device, test_mode=config.test_mode, tile_px=None
-    )
+    # Images whole, as training saw them: tiles are for sizes that no data set is measured at.
+    load = partial(Translator.load, checkpoint, device=device, test_mode=config.test_mode, tile_px=None)
+    translators = {config.direction: load(direction=config.direction)} if config.direction else {}
+    if not translators:
+        directions = open_generator(checkpoint).directions
+        translators = {direction: load(direction=direction) for direction in directions}
     data = data_for(config.data, config.split)
+    train_data = cache(lambda: data_for(config.data, "train"))
 
-    def translate(real_a: Tensor, names: Sequence[str], seed: int) -> Tensor:
-        return translator.network(real_a, [image_seed(seed, name) for name in names])
-
-    result = evaluation.evaluate(
-        translate,
-        data,
-        config.split,
-        direction=translator.direction,
-        names=config.metrics,
-        palette=config.palette,
-        seeds=list(config.seeds),
-        max_images=config.max_images,
-        weights=config.weights,
-        device=translator.device,
-        subset_seed=config.seed,
-        train_data=None if config.split == "train" else lambda: data_for(config.data, "train"),
-    )
+    found: dict[str, evaluation.Result] = {}
+    for direction, translator in translators.items():
+        other = translators.get(direction[::-1])
+        found[direction] = evaluation.evaluate(
+            _seeded(translator),
+            data,
+            config.split,
+            direction=direction,
+            names=config.metrics,
+            palette=config.palette,
+            seeds=list(config.seeds),
+            max_images=config.max_images,
+            weights=config.weights,
+            device=translator.device,
+            subset_seed=config.seed,
+            train_data=None if config.split == "train" else train_data,
+            back=None if other is None or other is translator else _seeded(other),
+        )
     report = {
         "checkpoint": str(checkpoint),
-        "direction": translator.direction,
         "test_mode": translator.test_mode,
         "seeds": list(config.seeds),
-        "images": {
-            "data": _described(config.data),
-            "split": config.split,
-            "count": result.num_images,
-            "sizes_px": [list(size) for size in result.sizes_px],
+        "data": _described(config.data),
+        "split": config.split,
+        "directions": {
+            direction: {
+                "images": result.num_images,
+                "sizes_px": [list(size) for size in result.sizes_px],
+                "protocol": result.protocol,
+                "figures": result.figures(),
+                "per_seed": result.rows[evaluation.OUTPUTS],
+            }
+            for direction, result in found.items()
         },
-        "protocol": result.protocol,
-        "figures": result.figures(),
-        "per_seed": result.rows[evaluation.OUTPUTS],
         "environment": record.environment(run),
     }
     folder = _output(config, checkpoint)
@@ -85,14 +94,26 @@ def evaluate(run: Run) -> None:
         path.write_text(text, encoding="utf-8")
 
     write_beside(folder / "metrics.json", write_text)
-    grid = draw_grid(result.samples)
-    write_beside(folder / "samples.png", lambda beside: grid.save(beside, format="PNG"))
+    for direction, result in found.items():
+        grid = draw_grid(result.samples)
+        name = "samples.png" if len(found) == 1 else f"samples_{direction}.png"
+        write_beside(folder / name, partial(grid.save, format="PNG"))
+        sizes = ", ".join(f"{height}x{width}" for height, width in result.sizes_px[:3])
+        sizes += ", ..." if len(result.sizes_px) > 3 else ""
+        way = f", {direction[0]} to {direction[1]}" if len(found) > 1 else ""
+        print(f"{record.shown(checkpoint)}{way}: {result.num_images} images of {config.split}, {sizes} px")
+        print(format_table(result.rows, better=evaluation.OTHER_BETTER))
+    print(f"Figures with their protocol: {record.shown(folder / 'metrics.json')}; beside it samples")
 
-    sizes = ", ".join(f"{height}x{width}" for height, width in result.sizes_px[:3])
-    sizes += ", ..." if len(result.sizes_px) > 3 else ""
-    print(f"{record.shown(checkpoint)}: {result.num_images} images of {config.split}, {sizes} px")
-    print(format_table(result.rows, better=evaluation.FACES_BETTER))
-    print(f"Figures with their protocol: {record.shown(folder / 'metrics.json')}; beside it samples.png")
+
+def _seeded(translator: Translator) -> Callable[[Tensor, Sequence[str], int], Tensor]:
+    """Return ``translator`` as an evaluation calls it: the noise is a function of seed and name."""
+    from i2i_lightning.translation.modes import image_seed
+
+    def translate(images: Tensor, names: Sequence[str], seed: int) -> Tensor:
+        return translator.network(images, [image_seed(seed, name) for name in names])
+
+    return translate
 
 
 def _check(config: DictConfig) -> None:
@@ -134,8 +155,8 @@ def _described(node: DictConfig) -> dict[str, Any]:
 
     plain = OmegaConf.to_container(node, resolve=True)
     assert isinstance(plain, dict)
-    speed = ("batch_size", "val_batch_size", "num_workers", "cache", "cache_dir", "flip")
-    return {str(key): value for key, value in plain.items() if key not in speed}
+    training = ("batch_size", "val_batch_size", "num_workers", "cache", "cache_dir", "flip", "load_px", "epoch")
+    return {str(key): value for key, value in plain.items() if key not in training}
 
 
 def _output(config: DictConfig, checkpoint: Path) -> Path:

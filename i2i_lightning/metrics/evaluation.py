@@ -16,6 +16,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from i2i_lightning.data.module import ImageDataModule
 from i2i_lightning.data.toyfaces.geometry import CLASS_NAMES
 from i2i_lightning.metrics.hidden_pairs import NUM_CANDIDATES, change_outside, partner_ranks
+from i2i_lightning.metrics.image import l1
 from i2i_lightning.metrics.judge import Judge, Scores, load_judge
 from i2i_lightning.metrics.suite import (
     PAIRED_METRICS,
@@ -48,6 +49,8 @@ HIDDEN_BETTER = {"rank_first": "higher", "background_change": "lower"}
 nearest of ten, and how many levels of 255 the background changed (``hidden_pairs``)."""
 
 FACES_BETTER = {**JUDGE_BETTER, **HIDDEN_BETTER}
+OTHER_BETTER = {**FACES_BETTER, "cycle_l1": "lower"}
+"""All that a row may hold beside the metrics of the suite."""
 READ_BY = dict.fromkeys(JUDGE_BETTER, "judge_v1") | {
     "rank_first": f"mean absolute pixel difference among {NUM_CANDIDATES}",
     "background_change": "mean absolute difference from the source, levels of 255, by the true parsing",
@@ -172,6 +175,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     subset_seed: int = 0,
     train_data: Callable[[], ImageDataModule] | None = None,
+    back: Translate | None = None,
     num_samples: int = 8,
 ) -> Result:
     """Translate a split and measure it.
@@ -194,6 +198,8 @@ def evaluate(
         subset_seed: Draws the subsets of KID.
         train_data: Makes the same data with its training split set up and not augmented; None leaves the
             ceiling out.
+        back: The generator of the other direction; with it ``cycle_l1`` says how far an image comes back
+            from where it was.
         num_samples: How many pictures to keep.
 
     Raises:
@@ -228,6 +234,7 @@ def evaluate(
         readers = {row: Reader(judge, style, hidden) for row in (OUTPUTS, COPY, REAL)}
     num_images = 0
     for number, seed in enumerate(seeds):
+        cycles: list[Tensor] = []
         outputs = suite if number == 0 else suite.another()
         if number > 0 and readers:
             readers[OUTPUTS] = readers[OUTPUTS].another()
@@ -236,24 +243,30 @@ def evaluate(
                 suite.add_targets(shown.targets_rgb)
             if not shown.names:
                 continue
-            fake = translate(shown.source, shown.names, seed)
+            fake, cycle_rgb = translate(shown.source, shown.names, seed), None
             fake_rgb = shown_output(data, fake, shown.source, direction).to(device)
             maps = (fake.argmax(1), shown.pair.argmax(1)) if classes and shown.pair is not None else ()
             outputs.update(fake_rgb, shown.pair_rgb, *maps)
+            if back is not None:
+                cycle = back(fake, shown.names, seed)
+                other = direction[::-1]
+                cycle_rgb = shown_output(data, cycle, shown.source, other).to(device)
+                cycles.append(l1(cycle_rgb, shown.source_rgb.to(device)).cpu())
             if OUTPUTS in readers:
                 readers[OUTPUTS].read(fake_rgb, shown)
             if number > 0:
                 continue
             num_images += len(shown.names)
             sizes[(int(shown.source.shape[-2]), int(shown.source.shape[-1]))] = None
-            samples += _pictures(shown, fake_rgb)[: num_samples - len(samples)]
+            samples += _pictures(shown, fake_rgb, cycle_rgb)[: num_samples - len(samples)]
             if not classes:
                 copied.update(shown.source_rgb, shown.pair_rgb)
             if readers:
                 assert shown.pair_rgb is not None
                 readers[COPY].read(shown.source_rgb, shown)
                 readers[REAL].read(shown.pair_rgb, shown)
-        rows[OUTPUTS].append(outputs.compute() | (readers[OUTPUTS].figures() if readers else {}))
+        figures = outputs.compute() | (readers[OUTPUTS].figures() if readers else {})
+        rows[OUTPUTS].append(figures | ({"cycle_l1": float(torch.cat(cycles).mean())} if cycles else {}))
     if not classes:
         rows[COPY] = [copied.compute() | (readers[COPY].figures() if readers else {})]
     if readers:
@@ -262,6 +275,9 @@ def evaluate(
     if readers:
         read = rows[REAL][0]
         protocol |= {name: {"better": FACES_BETTER[name], "read_by": READ_BY[name]} for name in read}
+    if back is not None:
+        unit = "mean absolute difference of source and F(G(source)), in units where the range is [-1, 1]"
+        protocol["cycle_l1"] = {"better": "lower", "images": "8-bit RGB", "unit": unit}
     of_sets = [name for name in chosen if name in SET_METRICS]
     if of_sets and train_data is not None:
         train = Batches(train_data(), "train", direction, None).with_bar("Train targets")
@@ -352,8 +368,10 @@ class Batches:
                 bar.update(len(shown.names))
 
 
-def _pictures(shown: Shown, fake_rgb: Tensor) -> list[dict[str, Pixels]]:
+def _pictures(shown: Shown, fake_rgb: Tensor, cycle_rgb: Tensor | None) -> list[dict[str, Pixels]]:
     columns = {"input": shown.source_rgb, "output": fake_rgb}
+    if cycle_rgb is not None:
+        columns["cycle"] = cycle_rgb
     if shown.pair_rgb is not None:
         columns["target"] = shown.pair_rgb
     arrays = {name: images.permute(0, 2, 3, 1).cpu().numpy() for name, images in columns.items()}

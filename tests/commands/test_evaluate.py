@@ -41,14 +41,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_is_measured_on_its_own_data(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.APP.main([f"run={trained}", METRICS, "seeds=[0,1]"]) == 0
     report = json.loads((trained / "evaluation/test/metrics.json").read_text(encoding="utf-8"))
-    assert report["images"]["count"] == 5
-    assert report["images"]["sizes_px"] == [[32, 32]]
-    assert report["images"]["data"]["task"] == "regions_to_photo"
+    assert report["data"]["task"] == "regions_to_photo"
+    found = report["directions"]["ab"]
+    assert found["images"] == 5
+    assert found["sizes_px"] == [[32, 32]]
     assert report["checkpoint"].endswith("checkpoints/last.ckpt")
-    assert set(report["figures"]) == {"outputs", "copied input", "real targets"}
-    assert {"mean", "std"} == set(report["figures"]["outputs"]["psnr"])
-    assert report["protocol"]["psnr"]["better"] == "higher"
-    assert len(report["per_seed"]) == 2
+    assert set(found["figures"]) == {"outputs", "copied input", "real targets"}
+    assert {"mean", "std"} == set(found["figures"]["outputs"]["psnr"])
+    assert found["protocol"]["psnr"]["better"] == "higher"
+    assert len(found["per_seed"]) == 2
     table = capsys.readouterr().out
     assert "5 images of test, 32x32 px" in table
     assert "copied input" in table
@@ -61,13 +62,52 @@ def test_a_checkpoint_knows_its_run_and_the_split_is_free(trained: Path, tmp_pat
     words = [f"checkpoint={checkpoint}", METRICS, "split=val", f"output={tmp_path / 'here'}", "max_images=1"]
     assert evaluate.APP.main(words) == 0
     report = json.loads((tmp_path / "here/metrics.json").read_text(encoding="utf-8"))
-    assert (report["images"]["split"], report["images"]["count"]) == ("val", 1)
+    assert (report["split"], report["directions"]["ab"]["images"]) == ("val", 1)
 
 
 def test_values_of_the_data_may_change(trained: Path, tmp_path: Path) -> None:
     words = [f"run={trained}", METRICS, "data.num_test=3", f"output={tmp_path}"]
     assert evaluate.APP.main(words) == 0
-    assert json.loads((tmp_path / "metrics.json").read_text())["images"]["count"] == 3
+    assert json.loads((tmp_path / "metrics.json").read_text())["directions"]["ab"]["images"] == 3
+
+
+def test_both_directions_of_a_cycle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    words = [
+        "method=cyclegan",
+        "generator=resnet_6",
+        "generator.num_blocks=1",
+        "generator.base_channels=2",
+        "discriminator.base_channels=2",
+        "discriminator.num_layers=1",
+        "data.crop_px=32",
+        "data.num_train_a=3",
+        "data.num_train_b=3",
+        "data.num_val=1",
+        "data.num_test=11",
+        "trainer=cpu",
+        "trainer.max_epochs=1",
+        "trainer.enable_progress_bar=false",
+        f"hydra.run.dir={run}",
+    ]
+    assert train.APP.main(words) == 0
+    assert evaluate.APP.main([f"run={run}", "metrics=[]"]) == 0
+    report = json.loads((run / "evaluation/test/metrics.json").read_text(encoding="utf-8"))
+    assert list(report["directions"]) == ["ab", "ba"]
+    for found in report["directions"].values():
+        assert found["images"] == 11
+        assert {"judge_style", "rank_first", "background_change", "cycle_l1"} <= set(
+            found["figures"]["outputs"]
+        )
+        assert found["figures"]["real targets"]["rank_first"]["mean"] == 1.0
+    table = capsys.readouterr().out
+    assert "a to b" in table
+    assert "b to a" in table
+    assert (run / "evaluation/test/samples_ba.png").is_file()
+    assert evaluate.APP.main([f"run={run}", "metrics=[]", "direction=ba", f"output={tmp_path}"]) == 0
+    one = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["directions"]
+    assert list(one) == ["ba"]
+    assert "cycle_l1" not in one["ba"]["figures"]["outputs"]
 
 
 @pytest.mark.parametrize(
