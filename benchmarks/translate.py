@@ -9,8 +9,8 @@ that of the process with everything imported, against the size of the image as b
 the network's first layer; and the worst mean step over 64 px of a line across tile borders, beside the worst
 elsewhere (see ``seam_steps``).
 
-Without ``--checkpoint`` the generator is a small residual one with random weights, so that the files rather
-than the network are measured.
+Without ``--checkpoint`` the generators are residual ones with random weights: a tiny one for the small files,
+so that the files rather than the network are measured, and one of base 8 with 2 blocks for the large one.
 """
 
 from __future__ import annotations
@@ -37,14 +37,16 @@ from i2i_lightning.translation.translator import Translator, find_checkpoint
 from i2i_lightning.types import ImageFormat
 
 PEAK = """
-import resource, sys
+import sys
 import torch, tqdm, hydra, PIL.Image
 import i2i_lightning.translation.folder
 from i2i_lightning.commands.translate import APP
-lines = open("/proc/self/status").read().splitlines()
-before = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+def kib(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+before = kib("VmRSS")
 status = APP.main(sys.argv[1:])
-print("peak MiB", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print("peak MiB", (kib("VmHWM") - before) / 1024)
 sys.exit(status)
 """
 
@@ -61,12 +63,12 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return image.clip(0, 255).astype(np.uint8)
 
 
-def random_generator(folder: Path) -> Path:
-    """Write a checkpoint of a small residual generator with random weights."""
+def random_generator(folder: Path, base_channels: int, num_blocks: int) -> Path:
+    """Write a checkpoint of a residual generator with random weights."""
     from i2i_lightning.networks.resnet import ResNetGenerator
 
     torch.manual_seed(0)
-    options = {"in_channels": 3, "out_channels": 3, "base_channels": 8, "num_blocks": 2}
+    options = {"in_channels": 3, "out_channels": 3, "base_channels": base_channels, "num_blocks": num_blocks}
     generator = {"_target_": "i2i_lightning.networks.resnet.ResNetGenerator", **options}
     state = {f"generator.{key}": value for key, value in ResNetGenerator(**options).state_dict().items()}
     method = {"_target_": "i2i_lightning.methods.pix2pix.Pix2Pix", "generator": generator}
@@ -154,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, help="generator of RGB images (a small random one)")
+    parser.add_argument("--checkpoint", type=Path, help="generator of RGB images (random ones)")
     parser.add_argument("--files", type=int, default=1000, help="small files (1000)")
     parser.add_argument("--size-px", type=int, default=256, help="their side (256)")
     parser.add_argument("--tile-px", type=int, default=1024, help="side of a tile (1024)")
@@ -165,10 +167,11 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        checkpoint = arguments.checkpoint or random_generator(folder)
-        checkpoint = find_checkpoint(checkpoint)
-        small_files(checkpoint, folder, arguments.files, arguments.size_px, arguments.device)
-        large_file(checkpoint, folder, arguments.tile_px, arguments.device)
+        given = arguments.checkpoint and find_checkpoint(arguments.checkpoint)
+        quick = given or random_generator(folder, base_channels=2, num_blocks=0)
+        small_files(quick, folder, arguments.files, arguments.size_px, arguments.device)
+        small = given or random_generator(folder, base_channels=8, num_blocks=2)
+        large_file(small, folder, arguments.tile_px, arguments.device)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -115,6 +116,18 @@ def test_help_is_quick_and_complete(conf: Path) -> None:
         assert needed in done.stdout
     assert done.stdout.count("  i2i-train") >= 5
     assert max(map(len, done.stdout.splitlines())) <= 110
+
+
+@pytest.mark.parametrize("command", ["evaluate", "translate", "convert"])
+def test_other_commands_explain_themselves(command: str) -> None:
+    main = MAIN.replace("commands.train", f"commands.{command}")
+    done = python(main + LOADED, "--help")
+    assert "loaded set()" in done.stderr
+    for needed in (f"usage: i2i-{command}", "checkpoint=", "output=", "Examples:", f"  i2i-{command} --cfg job"):
+        assert needed in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 110
+    for words in re.findall(rf"i2i-{command} (--help \S+)", done.stdout):
+        assert "conf/" in python(main + "sys.exit(status)", *words.split()).stdout
 
 
 def test_help_on_an_option_and_on_a_group(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,9 @@ def write_beside(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         UserError: If the file cannot be written. What stood at ``path`` is left as it was.
     """
+    if path.exists() and not path.is_file():
+        # The renaming would put a file in the place of a device or a pipe: root can lose /dev/null that way.
+        raise UserError(f"{path}: is there and not a plain file; give another name")
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,12 +39,22 @@ def write_beside(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(beside, path)
     except (OSError, RuntimeError) as error:
         # torch reports a full disk as a RuntimeError of its zip writer.
-        raise UserError(
-            f"{path}: cannot be written ({error}); an earlier file of this name is untouched"
-        ) from error
+        earlier = "; an earlier file of this name is untouched" if path.exists() else ""
+        raise UserError(f"{path}: cannot be written ({_why_unwritten(error)}){earlier}") from error
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def _why_unwritten(error: OSError | RuntimeError) -> str:
+    """Return why a file could not be written, without numbers of errors and lines of torch's source."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = _first_line(error)
+    if "unexpected pos" in text:
+        return "torch could not write all of it; is the disk full?"
+    named = re.search(r"strerror: (.+)", text)
+    return named[1] if named else text
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -82,7 +95,9 @@ def read_tensors(path: str | Path) -> Any:
         raise UserError(_refusal(path, error)) from error
     except Exception as error:
         # A damaged or forged file fails in as many ways as readers of zip archives and pickles have.
-        raise UserError(f"{path}: not a whole checkpoint file ({_first_line(error)})") from error
+        # torch's own goes on for four sentences.
+        reason = _first_line(error).partition(". ")[0]
+        raise UserError(f"{path}: not a whole checkpoint file ({reason})") from error
 
 
 def _refusal(path: Path, error: pickle.UnpicklingError) -> str:

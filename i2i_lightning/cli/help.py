@@ -38,13 +38,30 @@ KEYS = {
         "data.direction": "a_to_b or b_to_a: which side of a pair is the input",
         "data.crop_px": "training size in pixels, or [height,width]",
         "data.batch_size": "images per step",
-        "loss.lambda_l1": "weight of the L1 term; 0 leaves it out",
+        "loss.lambda_l1": "weight of the L1 term; 0 leaves it out (pix2pix)",
+        "loss.lambda_cycle": "weight of both cycle terms (CycleGAN)",
+        "loss.lambda_identity": "identity terms, as a multiple of the cycle's weight (CycleGAN)",
         "optimizer.lr": "learning rate",
         "seed": "weights, order and augmentation",
         "name": "folder under outputs/",
         "resume": "continue a run: its folder, or a checkpoint in it",
-        "warm_start": "begin from the weights of a checkpoint",
+        "warm_start": "begin from weights: a checkpoint, a reference .pth or a folder of them, safetensors",
         "debug": "true shows the traceback of an error (as I2I_DEBUG=1 does)",
+    },
+    "evaluate": {
+        "run": "run folder: its last checkpoint, on its own data",
+        "checkpoint": "instead of run: any checkpoint; outside of a run folder say data=... too",
+        "split": "train, val or test",
+        "metrics": "l1, psnr, ssim, ms_ssim, lpips_alex, lpips_vgg, fid, kid, pixel_accuracy, "
+        "class_accuracy, mean_iou; null takes what fits the data",
+        "palette": "facades, cityscapes or toyfaces: outputs are label maps in these colours",
+        "seeds": "of dropout and noise; of several, mean and deviation",
+        "direction": "ab or ba; null evaluates all that the checkpoint holds",
+        "test_mode": "train: image statistics and dropout; eval: running statistics",
+        "max_images": "the first so many images alone",
+        "weights": "folder of the metrics' networks (i2i-weights get all)",
+        "data": "its keys may change too (data.root=...); the run's own where nothing is said",
+        "output": "folder for metrics.json and samples; null: evaluation/<split> in the run folder",
     },
     "translate": {
         "checkpoint": "checkpoint, run folder, reference *_net_G.pth, or safetensors",
@@ -85,6 +102,14 @@ EXAMPLES = {
         ),
         ("a sweep of the L1 weight", "--multirun loss.lambda_l1=10,100,1000"),
     ],
+    "evaluate": [
+        ("a run on its own test split", "run=outputs/pix2pix/2025-01-31_12-00-00"),
+        ("without any download", "run=outputs/pix2pix/2025-01-31_12-00-00 metrics=[l1,psnr,ssim,ms_ssim]"),
+        (
+            "a reference checkpoint",
+            "checkpoint=latest_net_G.pth data=paired data.root=~/facades data.direction=b_to_a",
+        ),
+    ],
     "translate": [
         (
             "all images below a folder, in its sub-folders",
@@ -111,6 +136,7 @@ EXAMPLES = {
 
 PURPOSE = {
     "train": "Train an image-to-image GAN and leave checkpoints, curves and a gallery in outputs/.",
+    "evaluate": "Measure a trained generator on a split, beside a copy of the input and the train targets.",
     "translate": "Put a file, a folder or a pattern of images through a trained generator.",
     "convert": "Write a trained network in another format: reference layout, safetensors, TorchScript, ONNX.",
 }
@@ -162,7 +188,9 @@ def page(program: str, config_name: str, default_experiment: str | None, conf: P
         "--multirun key=1,2": "one run per value",
     }
     if groups:
-        topic = f"--help {groups[-1]}={defaults[groups[-1]] or group_options(conf, groups[-1])[0]}"
+        options = group_options(conf, groups[-1])
+        default = defaults[groups[-1]]
+        topic = f"--help {groups[-1]}={default if default in options else options[0]}"
         more = {topic: "the keys of one option, with comments", **more}
     lines += [f"  {program} {words}".ljust(44) + meaning for words, meaning in more.items()]
     lines += [

@@ -87,7 +87,6 @@ def evaluate(run: Run) -> None:
         "environment": record.environment(run),
     }
     folder = _output(config, checkpoint)
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(without_nan(report), indent=1) + "\n"
 
     def write_text(path: Path) -> None:
@@ -102,7 +101,7 @@ def evaluate(run: Run) -> None:
         sizes += ", ..." if len(result.sizes_px) > 3 else ""
         way = f", {direction[0]} to {direction[1]}" if len(found) > 1 else ""
         print(f"{record.shown(checkpoint)}{way}: {result.num_images} images of {config.split}, {sizes} px")
-        print(format_table(result.rows, better=evaluation.OTHER_BETTER))
+        print(format_table(result.rows, better=evaluation.OTHER_BETTER), end="\n\n")
     print(f"Figures with their protocol: {record.shown(folder / 'metrics.json')}; beside it samples")
 
 

@@ -304,4 +304,6 @@ def _raise_if_hopeless(error: Exception, job: Job) -> None:
 
 def _brief(error: Exception) -> str:
     cause = error.__cause__ or error
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
     return (str(cause).splitlines() or [type(cause).__name__])[0][:80]
