@@ -123,7 +123,8 @@ def test_other_commands_explain_themselves(command: str) -> None:
     main = MAIN.replace("commands.train", f"commands.{command}")
     done = python(main + LOADED, "--help")
     assert "loaded set()" in done.stderr
-    for needed in (f"usage: i2i-{command}", "checkpoint=", "output=", "Examples:", f"  i2i-{command} --cfg job"):
+    usage, more = f"usage: i2i-{command}", f"  i2i-{command} --cfg job"
+    for needed in (usage, "checkpoint=", "output=", "Examples:", more):
         assert needed in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 110
     for words in re.findall(rf"i2i-{command} (--help \S+)", done.stdout):

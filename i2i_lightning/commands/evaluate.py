@@ -154,8 +154,9 @@ def _described(node: DictConfig) -> dict[str, Any]:
 
     plain = OmegaConf.to_container(node, resolve=True)
     assert isinstance(plain, dict)
-    training = ("batch_size", "val_batch_size", "num_workers", "cache", "cache_dir", "flip", "load_px", "epoch")
-    return {str(key): value for key, value in plain.items() if key not in training}
+    speed = {"batch_size", "val_batch_size", "num_workers", "cache", "cache_dir"}
+    training = {"flip", "load_px", "epoch"}
+    return {str(key): value for key, value in plain.items() if key not in speed | training}
 
 
 def _output(config: DictConfig, checkpoint: Path) -> Path:
@@ -186,7 +187,9 @@ def offer_data_of_run(arguments: Arguments) -> None:
         raise UserError(f"run={run}: not a run folder, it has no config.yaml")
     node: Any = {}
     if folder is not None:
-        node = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "data") or {}
+        found = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "data")
+        # Other projects have a config.yaml too, and it may say something else under data.
+        node = found if OmegaConf.is_dict(found) and "_target_" in found else {}
     ConfigStore.instance().store(group="data", name=OF_RUN, node=node)
 
 

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from i2i_lightning.losses.adversarial import GANMode, discriminator_loss, generator_loss, real_threshold
 from i2i_lightning.losses.augmentation import augment, check_augmentations
+from i2i_lightning.losses.perceptual import LPIPS
 from i2i_lightning.losses.reconstruction import l1_loss
 from i2i_lightning.losses.regularizers import gradient_penalty
 from i2i_lightning.methods.base import Columns, Method, OptimizerFactory, TestMode
@@ -39,6 +40,8 @@ class CycleGANLoss:
         lambda_identity: Weight of the identity terms *as a multiple of the cycle's weight*, as in the
             authors' code: the default 0.5 on top of 10 is an effective 5. 0 leaves them and their generator
             passes out. Other projects print the effective weight under the same name.
+        lambda_perceptual: Weight of the LPIPS distance (VGG) between an image and its cycle, beside its L1;
+            needs RGB on both sides and the network's weights. 0, as published, leaves it out.
         lambda_gp: Weight of the gradient penalty; used by wgangp alone.
     """
 
@@ -48,6 +51,7 @@ class CycleGANLoss:
     lambda_cycle_a: float | None = None
     lambda_cycle_b: float | None = None
     lambda_identity: float = 0.5
+    lambda_perceptual: float = 0.0
     lambda_gp: float = 10.0
 
     def __post_init__(self) -> None:
@@ -80,6 +84,8 @@ class CycleGANLoss:
             "cycle_b": self.cycle_b,
             "identity_a": self.lambda_identity * self.cycle_a,
             "identity_b": self.lambda_identity * self.cycle_b,
+            "perceptual_a": self.lambda_perceptual,
+            "perceptual_b": self.lambda_perceptual,
         }
 
 
@@ -158,6 +164,13 @@ class CycleGAN(Method):
         self.discriminator_a = discriminator_a
         self.discriminator_b = discriminator_b
         self.loss = loss
+        if loss.lambda_perceptual > 0 and not in_channels == out_channels == 3:
+            raise UserError(
+                f"loss.lambda_perceptual={loss.lambda_perceptual}: its network sees RGB, and this method "
+                f"translates {in_channels} to {out_channels} channels; set loss.lambda_perceptual=0"
+            )
+        # In a list, so that its 59 MB are neither trained nor saved with every checkpoint.
+        self.perceptual = [LPIPS("vgg")] if loss.lambda_perceptual > 0 else []
         self.augmentations = check_augmentations(augment, "method.augment")
         self.pools = {"a": ImagePool(pool_size, seed, stream=0), "b": ImagePool(pool_size, seed, stream=1)}
         networks = (*self.directions.values(), "discriminator_a", "discriminator_b")
@@ -172,6 +185,8 @@ class CycleGAN(Method):
     def setup(self, stage: str) -> None:
         """Refuse sizes that the networks cannot take, and give each process pools of its own."""
         super().setup(stage)
+        for network in self.perceptual:
+            network.to(self.trainer.strategy.root_device)
         for pool in self.pools.values():
             pool.rank = self.trainer.global_rank
 
@@ -197,6 +212,9 @@ class CycleGAN(Method):
                 fake_b, fake_a = self.generator_ab(real_a), self.generator_ba(real_b)
             cycle_a, cycle_b = self.generator_ba(fake_b), self.generator_ab(fake_a)
             terms |= {"cycle_a": l1_loss(cycle_a, real_a), "cycle_b": l1_loss(cycle_b, real_b)}
+            for perceptual in self.perceptual:
+                terms["perceptual_a"] = perceptual(cycle_a, real_a).mean()
+                terms["perceptual_b"] = perceptual(cycle_b, real_b).mean()
             if self.loss.lambda_gan > 0:
                 (pred_b,) = self.judge("discriminator_b", fake_b)
                 (pred_a,) = self.judge("discriminator_a", fake_a)

@@ -180,7 +180,7 @@ class MetricSuite:
             if name in given:
                 distances[name] = given[name]
                 continue
-            from i2i_lightning.metrics.perceptual import LPIPS
+            from i2i_lightning.losses.perceptual import LPIPS
 
             net: Any = name.removeprefix("lpips_")
             distances[name] = LPIPS(net, folder=weights).to(self.device)
@@ -489,7 +489,7 @@ def _smallest_px(name: str) -> int:
     if name in ("ssim", "ms_ssim"):
         return SSIM_WINDOW_PX
     if name.startswith("lpips_"):
-        from i2i_lightning.metrics.perceptual import SMALLEST_PX
+        from i2i_lightning.losses.perceptual import SMALLEST_PX
 
         return SMALLEST_PX[name.removeprefix("lpips_")]
     return 1

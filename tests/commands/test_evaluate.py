@@ -142,3 +142,20 @@ def test_slips_take_a_line(
     assert says in told
     assert len(told.splitlines()) <= 3
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_an_unwritable_folder_is_one_line(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    assert evaluate.APP.main([f"run={trained}", METRICS, f"output={tmp_path / 'file' / 'here'}"]) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert "cannot be written" in error[0]
+
+
+def test_the_config_of_another_project_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("data: {root: /x}")
+    (tmp_path / "latest_net_G.pth").write_bytes(b"PK")
+    assert evaluate.APP.main([f"checkpoint={tmp_path / 'latest_net_G.pth'}"]) == 1
+    assert "Traceback" not in capsys.readouterr().err

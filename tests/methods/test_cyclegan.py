@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from benchmarks import reference_cyclegan
 from benchmarks.reference_cyclegan import PlainCycleGAN, PlainPool
 from i2i_lightning.data.toyfaces.unpaired import ToyFacesUnpairedDataModule
+from i2i_lightning.methods import cyclegan
 from i2i_lightning.methods.cyclegan import CycleGAN, CycleGANLoss
 from i2i_lightning.methods.pix2pix import Pix2Pix, Pix2PixLoss
 from i2i_lightning.networks.layers import Norm
@@ -254,6 +255,41 @@ def test_the_gradient_penalty_is_applied() -> None:
     terms = fit(build(loss=CycleGANLoss(gan_mode="wgangp", lambda_gp=7)), items(2)).terms[0]
     expected = sum(terms[f"discriminators/gan_{d}"] + 7 * terms[f"discriminators/gp_{d}"] for d in "ab")
     assert terms["discriminators/total"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_perceptual_cycle_is_weighed_and_neither_trained_nor_saved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Halves(torch.nn.Module):
+        """A distance that anyone can compute, with a weight that nobody should touch."""
+
+        def __init__(self, net: str) -> None:
+            super().__init__()
+            assert net == "vgg"
+            self.weight = torch.nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return self.weight * (image - target).square().flatten(1).mean(1)
+
+    monkeypatch.setattr(cyclegan, "LPIPS", Halves)
+    method = build(loss=CycleGANLoss(lambda_perceptual=3))
+    seen: list[torch.Tensor] = []
+    method.generator_ba.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    data = items(1)
+    terms = fit(method, data, batch_size=1).terms[0]
+    rest = sum(
+        weight * terms[f"generators/{name}"]
+        for name, weight in CycleGANLoss().generator_weights.items()
+        if not name.startswith("perceptual")
+    )
+    added = 3 * (terms["generators/perceptual_a"] + terms["generators/perceptual_b"])
+    assert terms["generators/total"] == pytest.approx(rest + added, rel=1e-5)
+    real_a = batches(data, 1)[0]["real_a"]
+    assert terms["generators/perceptual_a"] == pytest.approx(
+        float((seen[1] - real_a).square().mean() / 2), rel=1e-4
+    )
+    assert float(method.perceptual[0].weight) == 0.5
+    assert not any("perceptual" in key for key in method.state_dict())
 
 
 def test_augmentation_is_seen_by_discriminators_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -236,6 +237,35 @@ def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
         write_beside(path, half)
     assert path.read_text() == "good"
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.ckpt"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match="not a plain file"):
+        write_beside(pipe, lambda target: target.write_text("whole") and None)
+    assert pipe.is_fifo()
+
+
+def test_a_full_disk_under_torch_is_put_plainly(tmp_path: Path) -> None:
+    def full(target: Path) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 18176 vs 18064")
+
+    with pytest.raises(UserError) as error:
+        write_beside(tmp_path / "last.ckpt", full)
+    text = str(error.value)
+    assert "is the disk full?" in text
+    assert "inline_container" not in text
+    assert "earlier file" not in text
+
+
+def test_a_truncated_file_is_one_short_line(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {"a": torch.zeros(1000)}}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(UserError, match="not a whole checkpoint file") as error:
+        read_checkpoint(path)
+    assert len(str(error.value)) < len(str(path)) + 150
 
 
 class TestWarmStart:

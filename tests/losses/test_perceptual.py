@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from i2i_lightning import weights
-from i2i_lightning.metrics.perceptual import LPIPS, SMALLEST_PX
+from i2i_lightning.losses.perceptual import LPIPS, SMALLEST_PX
 from i2i_lightning.types import UserError
 
 EXAMPLES = Path(__file__).parent / "lpips"
