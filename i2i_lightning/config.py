@@ -145,7 +145,7 @@ class EvaluateConfig:
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     output: Optional[str] = None  # noqa: UP045
-    """Folder for metrics.json and samples.png; null takes evaluation/<split> in the run folder."""
+    """Folder for the results; null takes evaluation/<split>_<checkpoint> in the run folder."""
     seed: int = 0
     """Seed of the subsets of KID."""
     debug: bool = False

@@ -61,7 +61,7 @@ KEYS = {
         "max_images": "the first so many images alone",
         "weights": "folder of the metrics' networks (i2i-weights get all)",
         "data": "its keys may change too (data.root=...); the run's own where nothing is said",
-        "output": "folder for metrics.json and samples; null: evaluation/<split> in the run folder",
+        "output": "folder for the results; null: evaluation/<split>_<checkpoint> in the run folder",
     },
     "translate": {
         "checkpoint": "checkpoint, run folder, reference *_net_G.pth, or safetensors",

@@ -151,7 +151,7 @@ def _refused(
         return f"{word}: Hydra has no such setting, or does not take this value; see --cfg hydra"
     skeleton = _skeleton(overrides, conf, config_name)
     if skeleton is not None and not _exists(skeleton, key):
-        return unknown_key(key, skeleton, group_names(conf))
+        return unknown_key(key, skeleton, _groups_of(config_name, conf))
     hints = typing.get_type_hints(SCHEMAS.get(config_name, RunConfig))
     if key in hints and hints[key] is not Any:
         return f"{key}={value}: give {describe(hints[key])}"
@@ -168,7 +168,14 @@ def _key_error(text: str, overrides: Sequence[str], conf: Path, config_name: str
     key = full_key[1]
     if skeleton is None or _exists(skeleton, key):
         return f"{key}: {first}"
-    return unknown_key(key, skeleton, group_names(conf))
+    return unknown_key(key, skeleton, _groups_of(config_name, conf))
+
+
+def _groups_of(config_name: str, conf: Path) -> list[str]:
+    """Return the groups that the command with this root config knows: all of them where it trains."""
+    schema = SCHEMAS.get(config_name, RunConfig)
+    keys = typing.get_type_hints(schema)
+    return [group for group in group_names(conf) if schema is RunConfig or group in keys]
 
 
 def unknown_key(key: str, config: DictConfig, groups: Sequence[str]) -> str:

@@ -40,6 +40,7 @@ def evaluate(run: Run) -> None:
     config = run.config
     _check(config)
     checkpoint = find_checkpoint(config.checkpoint or config.run)
+    folder = _output(config, checkpoint)
     device = None if config.device == "auto" else config.device
     # Images whole, as training saw them: tiles are for sizes that no data set is measured at.
     load = partial(Translator.load, checkpoint, device=device, test_mode=config.test_mode, tile_px=None)
@@ -86,7 +87,6 @@ def evaluate(run: Run) -> None:
         },
         "environment": record.environment(run),
     }
-    folder = _output(config, checkpoint)
     text = json.dumps(without_nan(report), indent=1) + "\n"
 
     def write_text(path: Path) -> None:
@@ -160,18 +160,38 @@ def _described(node: DictConfig) -> dict[str, Any]:
 
 
 def _output(config: DictConfig, checkpoint: Path) -> Path:
-    """Return the folder for the results: in the run's, unless another is given."""
+    """Return the folder for the results, one for each checkpoint and split unless another is given.
+
+    That one may write there is tried before anything is measured: an evaluation takes minutes.
+    """
+    from i2i_lightning.checkpoints.io import write_beside
+
+    run = run_folder(checkpoint)
+    name = f"{config.split}_{checkpoint.stem}"
+    if config.max_images is not None:
+        name += f"_first_{config.max_images}"
     if config.output is not None:
-        return Path(config.output)
-    run = _run_folder(checkpoint)
-    name = str(config.split)
-    return Path("outputs", "evaluation", checkpoint.stem, name) if run is None else run / "evaluation" / name
+        folder = Path(config.output).expanduser()
+    elif run is not None:
+        folder = run / "evaluation" / name
+    else:  # reference checkpoints are all called alike, in folders named after the model
+        folder = Path("outputs", "evaluation", checkpoint.resolve().parent.name, name)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    trial = folder / ".trial"
+    write_beside(trial, Path.touch)
+    trial.unlink()
+    for path in made:
+        path.rmdir()
+    return folder
 
 
-def _run_folder(path: Path) -> Path | None:
+def run_folder(path: Path) -> Path | None:
     """Return the run folder that ``path`` is or lies in, if there is one."""
     start = path.expanduser().resolve()
-    return next((folder for folder in (start, *start.parents) if (folder / "config.yaml").is_file()), None)
+    for folder in (start, *start.parents[:2]):  # the folder itself, or a checkpoint in checkpoints/
+        if (folder / "config.yaml").is_file() and (folder / "environment.json").is_file():
+            return folder
+    return None
 
 
 def offer_data_of_run(arguments: Arguments) -> None:
@@ -182,7 +202,7 @@ def offer_data_of_run(arguments: Arguments) -> None:
     from i2i_lightning.types import UserError
 
     run, checkpoint = arguments.value("run"), arguments.value("checkpoint")
-    folder = None if run is None and checkpoint is None else _run_folder(Path(run or checkpoint or ""))
+    folder = None if run is None and checkpoint is None else run_folder(Path(run or checkpoint or ""))
     if run is not None and (folder is None or folder != Path(run).resolve()):
         raise UserError(f"run={run}: not a run folder, it has no config.yaml")
     node: Any = {}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def translate(run: Run) -> None:
     """Translate what ``run.config`` names, skip what an earlier run has done, and say what became of all."""
     from i2i_lightning.cli import record
-    from i2i_lightning.data.checks import check_choice, raise_problems
+    from i2i_lightning.data.checks import check_choice
     from i2i_lightning.data.decode import CONVERSIONS
     from i2i_lightning.translation.files import Reader, find_inputs, plan_jobs, remove_leavings
     from i2i_lightning.translation.folder import split_done
@@ -61,8 +61,10 @@ def translate(run: Run) -> None:
         left, there = jobs, 0
     remove_leavings(left)
     outcome = _work(translator, left, there, reader, config.batch_size)
-    _summarise(config, found, jobs, there, outcome)
-    raise_problems(f"input={config.input}", outcome.failed)
+    _summarise(config, found, there, outcome)
+    if outcome.failed:
+        failed = f"{len(outcome.failed):,} of {len(jobs):,} images failed"
+        raise UserError(f"{failed}, for the reasons above; the others are done")
 
 
 def _settings(config: DictConfig, translator: Translator, reader: Reader) -> dict[str, Any]:
@@ -116,9 +118,9 @@ def _work(
     return outcome
 
 
-def _summarise(config: DictConfig, found: Found, jobs: list[Job], there: int, outcome: Outcome) -> None:
-    """Print one line on what was done, and one on files that are no images."""
-    from i2i_lightning.data.checks import first_names
+def _summarise(config: DictConfig, found: Found, there: int, outcome: Outcome) -> None:
+    """Print a line on what was done, one on files that are no images, and one for each way to fail."""
+    from i2i_lightning.data.checks import first_names, group_problems
 
     parts = [f"{outcome.translated:,} translated"]
     if there:
@@ -129,6 +131,8 @@ def _summarise(config: DictConfig, found: Found, jobs: list[Job], there: int, ou
     print(f"{', '.join(parts)}: {config.output}{speed}")
     if found.others:
         print(f"{len(found.others):,} not images by their suffix: {first_names(found.others)}")
+    for line, _ in group_problems(outcome.failed):
+        print(f"  {line}", file=sys.stderr)
 
 
 APP = App(program="i2i-translate", config_name="translate", task=translate, keeps_run=False)

@@ -33,6 +33,19 @@ def first_names(names: Sequence[str]) -> str:
     return shown if len(names) <= SHOWN_NAMES else f"{shown} and {len(names) - SHOWN_NAMES} more"
 
 
+def group_problems(problems: Iterable[FileProblem]) -> list[tuple[str, int]]:
+    """Return a line for each kind of problem, with its count, the commonest first."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for problem in problems:
+        shown = f"{problem.name} ({problem.detail})" if problem.detail else problem.name
+        groups.setdefault((problem.what, problem.mend), []).append(shown)
+    by_size = sorted(groups.items(), key=lambda group: -len(group[1]))
+    return [
+        (f"{len(names)} {what}: {first_names(names)}" + (f" ({mend})" if mend else ""), len(names))
+        for (what, mend), names in by_size
+    ]
+
+
 def raise_problems(where: str, problems: Iterable[FileProblem]) -> None:
     """Raise one UserError of two or three lines for all ``problems``; return if there are none.
 
@@ -43,21 +56,14 @@ def raise_problems(where: str, problems: Iterable[FileProblem]) -> None:
     Raises:
         UserError: A line with the count, then one line for each of the commonest kinds of problem.
     """
-    groups: dict[tuple[str, str], list[str]] = {}
-    for problem in problems:
-        shown = f"{problem.name} ({problem.detail})" if problem.detail else problem.name
-        groups.setdefault((problem.what, problem.mend), []).append(shown)
+    groups = group_problems(problems)
     if not groups:
         return
-    by_size = sorted(groups.items(), key=lambda group: -len(group[1]))
-    lines = [
-        f"{len(names)} {what}: {first_names(names)}" + (f" ({mend})" if mend else "")
-        for (what, mend), names in by_size[:SHOWN_GROUPS]
-    ]
-    others = sum(len(names) for _, names in by_size[SHOWN_GROUPS:])
+    lines = [line for line, _ in groups[:SHOWN_GROUPS]]
+    others = sum(count for _, count in groups[SHOWN_GROUPS:])
     if others:
         lines[-1] += f"; and {others} with other problems"
-    count = sum(map(len, groups.values()))
+    count = sum(count for _, count in groups)
     raise UserError("\n  ".join([f"{where}: {count} file{'s' if count > 1 else ''} cannot be used", *lines]))
 
 

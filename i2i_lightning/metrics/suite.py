@@ -363,7 +363,7 @@ class MetricSuite:
             self._compared = (len(outputs), len(targets))
             figures |= self.compare(outputs, targets)
         names = [key for name in self.names for key in ((name, "kid_std") if name == "kid" else (name,))]
-        return {name: figures[name] for name in names}
+        return {name: figures[name] for name in names if name in figures}
 
     def compare(self, features: Tensor, target_features: Tensor) -> dict[str, float]:
         """Return ``fid`` and ``kid`` (and ``kid_std``) of two sets of features, as far as they are asked for.
@@ -373,6 +373,10 @@ class MetricSuite:
         Args:
             features: ``(N, D)``, from :meth:`extract`.
             target_features: ``(M, D)``.
+
+        Returns:
+            A figure for each; no ``kid_std`` where every subset is the whole of both sets, whose lack of
+            spread would look like certainty.
         """
         figures: dict[str, float] = {}
         few = min(len(features), len(target_features)) < 2
@@ -386,6 +390,8 @@ class MetricSuite:
                     features, target_features, self.kid_subset_size, self.kid_subsets, self.seed
                 )
             )
+            if max(len(features), len(target_features)) <= self.kid_subset_size:
+                del figures["kid_std"]
         return figures
 
     # ---------------------------------------------------------------------------------------------- protocol

@@ -40,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_is_measured_on_its_own_data(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.APP.main([f"run={trained}", METRICS, "seeds=[0,1]"]) == 0
-    report = json.loads((trained / "evaluation/test/metrics.json").read_text(encoding="utf-8"))
+    report = json.loads((trained / "evaluation/test_last/metrics.json").read_text(encoding="utf-8"))
     assert report["data"]["task"] == "regions_to_photo"
     found = report["directions"]["ab"]
     assert found["images"] == 5
@@ -53,7 +53,7 @@ def test_a_run_is_measured_on_its_own_data(trained: Path, capsys: pytest.Capture
     table = capsys.readouterr().out
     assert "5 images of test, 32x32 px" in table
     assert "copied input" in table
-    with Image.open(trained / "evaluation/test/samples.png") as samples:
+    with Image.open(trained / "evaluation/test_last/samples.png") as samples:
         assert samples.width > 3 * 32
 
 
@@ -92,7 +92,7 @@ def test_both_directions_of_a_cycle(tmp_path: Path, capsys: pytest.CaptureFixtur
     ]
     assert train.APP.main(words) == 0
     assert evaluate.APP.main([f"run={run}", "metrics=[]"]) == 0
-    report = json.loads((run / "evaluation/test/metrics.json").read_text(encoding="utf-8"))
+    report = json.loads((run / "evaluation/test_last/metrics.json").read_text(encoding="utf-8"))
     assert list(report["directions"]) == ["ab", "ba"]
     for found in report["directions"].values():
         assert found["images"] == 11
@@ -103,7 +103,7 @@ def test_both_directions_of_a_cycle(tmp_path: Path, capsys: pytest.CaptureFixtur
     table = capsys.readouterr().out
     assert "a to b" in table
     assert "b to a" in table
-    assert (run / "evaluation/test/samples_ba.png").is_file()
+    assert (run / "evaluation/test_last/samples_ba.png").is_file()
     assert evaluate.APP.main([f"run={run}", "metrics=[]", "direction=ba", f"output={tmp_path}"]) == 0
     one = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["directions"]
     assert list(one) == ["ba"]

@@ -86,6 +86,9 @@ def test_the_order_of_names_is_that_of_the_figures() -> None:
     measured = suite(["kid", "psnr", "kid", "l1"])
     measured.update(images(3, 0), images(3, 1))
     measured.add_targets(images(3, 1))
+    # Every subset is all three images: there is no spread to speak of.
+    assert list(measured.compute()) == ["kid", "psnr", "l1"]
+    measured.kid_subset_size = 2
     assert list(measured.compute()) == ["kid", "kid_std", "psnr", "l1"]
     assert check_names(["psnr", "l1", "psnr"]) == ("psnr", "l1")
 
