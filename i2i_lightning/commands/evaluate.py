@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from i2i_lightning.cli.arguments import Arguments
     from i2i_lightning.cli.record import Run
     from i2i_lightning.data.module import ImageDataModule
+    from i2i_lightning.metrics.evaluation import Result
     from i2i_lightning.translation.translator import Translator
 
 BATCH_SIZE = 16
@@ -29,12 +30,10 @@ OF_RUN = "of_run"
 
 def evaluate(run: Run) -> None:
     """Measure what ``run.config`` names; write ``metrics.json`` and ``samples.png``, and print the table."""
-    from i2i_lightning.callbacks.previews import draw_grid
-    from i2i_lightning.checkpoints.io import write_beside
     from i2i_lightning.checkpoints.load import open_generator
     from i2i_lightning.cli import record
     from i2i_lightning.metrics import evaluation
-    from i2i_lightning.metrics.table import format_table, without_nan
+    from i2i_lightning.metrics.table import format_table
     from i2i_lightning.translation.translator import Translator, find_checkpoint
 
     config = run.config
@@ -75,18 +74,23 @@ def evaluate(run: Run) -> None:
         "seeds": list(config.seeds),
         "data": _described(config.data),
         "split": config.split,
-        "directions": {
-            direction: {
-                "images": result.num_images,
-                "sizes_px": [list(size) for size in result.sizes_px],
-                "protocol": result.protocol,
-                "figures": result.figures(),
-                "per_seed": result.rows[evaluation.OUTPUTS],
-            }
-            for direction, result in found.items()
-        },
+        "directions": {direction: result.report() for direction, result in found.items()},
         "environment": record.environment(run),
     }
+    _write(folder, report, found)
+    for direction, result in found.items():
+        way = f", {direction[0]} to {direction[1]}" if len(found) > 1 else ""
+        print(f"{record.shown(checkpoint)}{way}: {result.num_images} images of {config.split}, {result.sizes}")
+        print(format_table(result.rows, better=evaluation.OTHER_BETTER), end="\n\n")
+    print(f"Figures with their protocol: {record.shown(folder / 'metrics.json')}; beside it samples")
+
+
+def _write(folder: Path, report: dict[str, Any], found: Mapping[str, Result]) -> None:
+    """Write ``metrics.json``, and the samples of each direction."""
+    from i2i_lightning.callbacks.previews import draw_grid
+    from i2i_lightning.checkpoints.io import write_beside
+    from i2i_lightning.metrics.table import without_nan
+
     text = json.dumps(without_nan(report), indent=1) + "\n"
 
     def write_text(path: Path) -> None:
@@ -94,15 +98,8 @@ def evaluate(run: Run) -> None:
 
     write_beside(folder / "metrics.json", write_text)
     for direction, result in found.items():
-        grid = draw_grid(result.samples)
         name = "samples.png" if len(found) == 1 else f"samples_{direction}.png"
-        write_beside(folder / name, partial(grid.save, format="PNG"))
-        sizes = ", ".join(f"{height}x{width}" for height, width in result.sizes_px[:3])
-        sizes += ", ..." if len(result.sizes_px) > 3 else ""
-        way = f", {direction[0]} to {direction[1]}" if len(found) > 1 else ""
-        print(f"{record.shown(checkpoint)}{way}: {result.num_images} images of {config.split}, {sizes} px")
-        print(format_table(result.rows, better=evaluation.OTHER_BETTER), end="\n\n")
-    print(f"Figures with their protocol: {record.shown(folder / 'metrics.json')}; beside it samples")
+        write_beside(folder / name, partial(draw_grid(result.samples).save, format="PNG"))
 
 
 def _seeded(translator: Translator) -> Callable[[Tensor, Sequence[str], int], Tensor]:

@@ -113,6 +113,22 @@ class Result:
     sizes_px: list[tuple[int, int]]
     samples: list[dict[str, Pixels]]
 
+    @property
+    def sizes(self) -> str:
+        """The sizes in words: ``128x128 px``."""
+        shown = [f"{height}x{width}" for height, width in self.sizes_px[:3]]
+        return ", ".join(shown + (["..."] if len(self.sizes_px) > 3 else [])) + " px"
+
+    def report(self) -> dict[str, Any]:
+        """Return all but the samples as plain containers."""
+        return {
+            "images": self.num_images,
+            "sizes_px": [list(size) for size in self.sizes_px],
+            "protocol": self.protocol,
+            "figures": self.figures(),
+            "per_seed": self.rows[OUTPUTS],
+        }
+
     def figures(self) -> dict[str, dict[str, dict[str, float]]]:
         """Return mean and, over several seeds, deviation of every figure of every row."""
         return {row: mean_and_deviation(seeds) for row, seeds in self.rows.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,16 +12,27 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from i2i_lightning.methods.base import Method
+from i2i_lightning.methods.cyclegan import CycleGAN, CycleGANLoss
 from i2i_lightning.methods.pix2pix import Pix2Pix, Pix2PixLoss
 from i2i_lightning.networks.patchgan import PatchGAN
+from i2i_lightning.networks.resnet import ResNetGenerator
 from i2i_lightning.networks.unet import UNet
 
 pytestmark = pytest.mark.gpu
 
+ADAM = partial(torch.optim.Adam, lr=2e-4, betas=(0.5, 0.999), fused=True)
 
-def build() -> Pix2Pix:
-    adam = partial(torch.optim.Adam, lr=2e-4, betas=(0.5, 0.999), fused=True)
-    return Pix2Pix(UNet(3, 3, 6, 16), PatchGAN(6, 16), Pix2PixLoss(), adam, ema_decay=0.99)
+
+def pix2pix() -> Method:
+    return Pix2Pix(UNet(3, 3, 6, 16), PatchGAN(6, 16), Pix2PixLoss(), ADAM, ema_decay=0.99)
+
+
+def cyclegan() -> Method:
+    """Return one with pools that are full after the first batches."""
+    generators = [ResNetGenerator(3, 3, 8, 1) for _ in range(2)]
+    discriminators = [PatchGAN(3, 8, 2, "instance") for _ in range(2)]
+    return CycleGAN(*generators, *discriminators, CycleGANLoss(), ADAM, pool_size=3, augment=["color"])
 
 
 class SyncIsAnError(L.Callback):
@@ -33,8 +45,9 @@ class SyncIsAnError(L.Callback):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("build", [pix2pix, cyclegan])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-def test_trains_in_every_precision_without_waiting(precision: Any) -> None:
+def test_trains_in_every_precision_without_waiting(precision: Any, build: Callable[[], Method]) -> None:
     items = [{key: torch.rand(3, 64, 64) * 2 - 1 for key in ("real_a", "real_b")} for _ in range(8)]
     method = build()
     # A gradient scaler looks for infinities on the host, by design: it is exempt.
