@@ -80,7 +80,8 @@ def evaluate(run: Run) -> None:
     _write(folder, report, found)
     for direction, result in found.items():
         way = f", {direction[0]} to {direction[1]}" if len(found) > 1 else ""
-        print(f"{record.shown(checkpoint)}{way}: {result.num_images} images of {config.split}, {result.sizes}")
+        images = f"{result.num_images} images of {config.split}, {result.sizes}"
+        print(f"{record.shown(checkpoint)}{way}: {images}")
         print(format_table(result.rows, better=evaluation.OTHER_BETTER), end="\n\n")
     print(f"Figures with their protocol: {record.shown(folder / 'metrics.json')}; beside it samples")
 
@@ -138,8 +139,12 @@ def data_for(node: DictConfig, split: str) -> ImageDataModule:
     plain: dict[str, Any] = {"flip": False}
     if "load_px" in node and node.get("crop_px") is not None:
         plain["load_px"] = None
+    if "epoch" in node:
+        plain["epoch"] = "longer"
     data: ImageDataModule = instantiate(node, _convert_="all", **plain)
     data.setup({"train": "fit", "val": "validate", "test": "test"}[split])
+    if hasattr(data.train_set, "augment"):
+        data.train_set.augment = False
     if len(data.sizes_px) == 1:
         data.val_batch_size = max(data.val_batch_size, BATCH_SIZE)
     return data

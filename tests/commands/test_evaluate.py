@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from i2i_lightning.commands import evaluate, train
+from i2i_lightning.metrics import inception
 
 METRICS = "metrics=[l1,psnr]"
 
@@ -71,7 +73,19 @@ def test_values_of_the_data_may_change(trained: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "metrics.json").read_text())["directions"]["ab"]["images"] == 3
 
 
-def test_both_directions_of_a_cycle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+class Means(torch.nn.Module):
+    """Three features that need no weights: the mean of each channel."""
+
+    def __init__(self, folder: object = None) -> None:
+        super().__init__()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().flatten(2).mean(2) / 255
+
+
+def test_both_directions_of_a_cycle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
     words = [
         "method=cyclegan",
@@ -103,6 +117,15 @@ def test_both_directions_of_a_cycle(tmp_path: Path, capsys: pytest.CaptureFixtur
     table = capsys.readouterr().out
     assert "a to b" in table
     assert "b to a" in table
+
+    monkeypatch.setattr(inception, "InceptionFeatures", Means)
+    words = [f"run={run}", "metrics=[kid]", "data.num_train_a=7", "data.epoch=b"]
+    assert evaluate.APP.main([*words, f"output={tmp_path / 'kid'}"]) == 0
+    found = json.loads((tmp_path / "kid/metrics.json").read_text(encoding="utf-8"))["directions"]
+    counts = {direction: result["protocol"]["kid"] for direction, result in found.items()}
+    assert [counts[direction]["num_train_targets"] for direction in ("ab", "ba")] == [3, 7]
+    assert [counts["ab"][name] for name in ("num_outputs", "num_targets")] == [11, 11]
+    assert set(found["ab"]["figures"]["train targets"]) == {"kid"}
     assert (run / "evaluation/test_last/samples_ba.png").is_file()
     assert evaluate.APP.main([f"run={run}", "metrics=[]", "direction=ba", f"output={tmp_path}"]) == 0
     one = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["directions"]
