@@ -143,8 +143,9 @@ def data_for(node: DictConfig, split: str) -> ImageDataModule:
         plain["epoch"] = "longer"
     data: ImageDataModule = instantiate(node, _convert_="all", **plain)
     data.setup({"train": "fit", "val": "validate", "test": "test"}[split])
-    if hasattr(data.train_set, "augment"):
-        data.train_set.augment = False
+    train_set: Any = data.train_set
+    if hasattr(train_set, "augment"):
+        train_set.augment = False
     if len(data.sizes_px) == 1:
         data.val_batch_size = max(data.val_batch_size, BATCH_SIZE)
     return data
