@@ -70,12 +70,8 @@ PLAYERS = {
 }
 """The networks of generators and discriminators, by method."""
 CHECKED_IN = ("fp64", "fp32")
-LEFT_OUT = (
-    "checkpoints",
-    "previews",
-    "gallery",
-)  # callbacks that act at an epoch's end, which never comes here
-LIGHTNING_PRECISION = {"fp64": "64-true", "fp32": "32-true", "tf32": "32-true", "bf16": "bf16-mixed"}
+LEFT_OUT = ("checkpoints", "stopping", "previews", "gallery")
+"""Callbacks that act at an epoch's end or a signal, neither of which comes here."""
 BYTES_PER_PARAMETER = 40
 """Least traffic of a trained float32 weight: read forward and backward, gradient written; Adam reads weight,
 gradient and two moments and writes weight and moments: 4 * (2 + 1 + 4 + 3)."""
@@ -198,7 +194,7 @@ def compose(setting: Setting, folder: str) -> Any:
         f"data.batch_size={setting.batch}",
         f"generator.base_channels={setting.base_channels}",
         f"discriminator.base_channels={setting.base_channels}",
-        f"trainer.precision={LIGHTNING_PRECISION[setting.precision]}",
+        f"precision={setting.precision}",
         "trainer.max_epochs=2",
         f"logger.csv.save_dir={folder}",
         f"trainer.accelerator={'gpu' if setting.device == 'cuda' else 'cpu'}",
@@ -316,6 +312,7 @@ def train_ours(
     method = build_ours(config, setting)
     trainer = instantiate(
         config.trainer,
+        plugins=[instantiate(config.precision)],
         callbacks=[*entries(config.callbacks), After()],
         logger=entries(config.logger),
         default_root_dir=folder,

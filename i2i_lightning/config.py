@@ -5,18 +5,29 @@ Importing this module imports neither torch nor Lightning, so that shell complet
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, List, Optional  # noqa: UP035 - omegaconf reads these annotations on Python 3.10
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 MAX_UNET_DEPTH = 8
 """Halvings of the paper's U-Net at 256 px: deeper ones have no room for the usual crops."""
 MIN_UNET_DEPTH = 5
 """With fewer halvings the bottleneck sees little of the image; ask for them by ``generator.num_downs``."""
+
+SHELLS = ("bash", "interactive")
+"""What SLURM calls a job in which a person types commands: several runs may begin there."""
+SWEEP_RECORD = "multirun.yaml"
+"""What Hydra's sweepers write into the folder of a sweep: its config."""
+NOT_A_DIFFERENCE = ("resume", "launcher", "trainer.devices", "trainer.num_nodes", "sweep.trial")
+"""Keys that say how a job of a sweep is started, not what it trains."""
 
 
 @dataclass
@@ -46,6 +57,10 @@ class RunConfig:
     scheduler: Any = None
     data: Any = None
     trainer: Any = None
+    precision: Any = None
+    launcher: Any = None
+    sweep: Any = None
+    """How an Optuna study chooses its trials; nothing in other sweeps."""
     callbacks: Any = None
     logger: Any = None
 
@@ -176,9 +191,74 @@ def register() -> None:
         "halve": halve,
         "toyfaces_channels": toyfaces_channels,
         "run_folder": run_folder,
+        "run_stamp": run_stamp,
+        "unused_folder": unused_folder,
+        "sweep_title": sweep_title,
+        "job_title": job_title,
+        "job_tags": job_tags,
     }
     for name, resolver in resolvers.items():
-        OmegaConf.register_new_resolver(name, resolver, replace=True)
+        # What makes a folder makes one for each config, however often its name is read.
+        OmegaConf.register_new_resolver(
+            name, resolver, replace=True, use_cache=resolver is unused_folder
+        )
+
+
+def run_stamp(now: str) -> str:
+    """Return the last part of a run folder's name, ``${run_stamp:${now:...}}``.
+
+    It is the time ``now`` for a run that one command starts. Where a cluster or torchrun starts every process
+    by itself, it is the name that they have in common, so that all find the same folder, and find it again
+    when the job is put back into the queue.
+    """
+    return launch_name() or now
+
+
+def unused_folder(folder: str) -> str:
+    """Return ``folder``, or with ``_2``, ``_3`` ... behind it if it is there: ``${unused_folder:...}``.
+
+    The folder is made, so that of several runs that start in one second each has its own. Where a cluster or
+    torchrun starts every process by itself, all of them take ``folder``.
+    """
+    if launch_name() is not None or "LOCAL_RANK" in os.environ:
+        return folder
+    Path(folder).parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = Path(folder if number == 1 else f"{folder}_{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return str(path)
+    raise AssertionError("counting never ends")
+
+
+def launch_name() -> str | None:
+    """Return what the processes that a cluster or torchrun started have in common; None for others.
+
+    ``slurm_<job>``, ``slurm_<array>_<task>``, ``torchrun_<run id>``.
+
+    Raises:
+        ValueError: If torchrun spans machines and was given no name that they share.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    in_shell = os.environ.get("SLURM_JOB_NAME") in SHELLS
+    if in_shell and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        in_shell = os.isatty(0)  # else the tasks of srun -n 2 bash run.sh
+    if job and "SLURM_PROCID" in os.environ and not in_shell:
+        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+        return f"slurm_{array}_{task}" if array and task else f"slurm_{job}"
+    launch = os.environ.get("TORCHELASTIC_RUN_ID")
+    if launch is None:
+        return None
+    if launch not in ("", "none"):
+        return f"torchrun_{launch}"
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        raise ValueError(
+            "torchrun on several machines: give hydra.run.dir=... or torchrun --rdzv-id=..., so that all "
+            "write into one folder"
+        )
+    return f"torchrun_{os.getppid()}"  # all processes of a machine have torchrun as their parent
 
 
 def run_folder() -> str:
@@ -186,6 +266,72 @@ def run_folder() -> str:
     if not HydraConfig.initialized() or OmegaConf.is_missing(HydraConfig.get().runtime, "output_dir"):
         return "outputs"
     return str(HydraConfig.get().runtime.output_dir)
+
+
+def sweep_folder() -> Path | None:
+    """Return the folder of the sweep that this run is a job of; None for a run on its own.
+
+    A job that a cluster started, or that is resumed, is a run of its own to Hydra: it lies in a folder where
+    a sweep left its record.
+    """
+    if not HydraConfig.initialized() or OmegaConf.is_missing(HydraConfig.get().runtime, "output_dir"):
+        return None
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        return Path(hydra.sweep.dir)
+    parent = Path(hydra.runtime.output_dir).parent
+    return parent if (parent / SWEEP_RECORD).is_file() else None
+
+
+def sweep_title() -> str | None:
+    """Return what to call the sweep of this run, ``pix2pix/2025-01-31_12-00-00``: ``${sweep_title:}``."""
+    folder = sweep_folder()
+    if folder is None:
+        return None
+    # outputs/<name>/multirun/<time>
+    above = folder.parent.parent.name if folder.parent.name == "multirun" else ""
+    return f"{above}/{folder.name}" if above else folder.name
+
+
+def job_title() -> str | None:
+    """Return what to call this job of a sweep, ``3: loss.lambda_l1=10``: ``${job_title:}``.
+
+    None for a run on its own.
+    """
+    if sweep_folder() is None:
+        return None
+    words = job_tags()
+    return f"{Path(run_folder()).name}: {','.join(words)}" if words else Path(run_folder()).name
+
+
+def job_tags() -> list[str]:
+    """Return the overrides that tell this job from others of its sweep: ``${job_tags:}``."""
+    folder = sweep_folder()
+    if folder is None:
+        return []
+    own = Path(run_folder(), ".hydra", "overrides.yaml")  # of a job that goes on: what it began with
+    words = list(OmegaConf.load(own)) if own.is_file() else list(HydraConfig.get().overrides.task)
+    record = folder / SWEEP_RECORD
+    shared = _normalised(OmegaConf.load(record).hydra.overrides.task if record.is_file() else [])
+    differences = [word for word in _normalised(words) if word not in shared]
+    return [word for word in differences if word.partition("=")[0] not in NOT_A_DIFFERENCE]
+
+
+def _normalised(overrides: Sequence[Any]) -> list[str]:
+    """Return overrides as Hydra writes them into those of a sweep's job: ``a=false`` as ``a=False``.
+
+    What is itself a list of values to sweep over is left out.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides([str(word) for word in overrides])
+    return [
+        str(word.input_line)
+        if word.is_delete()
+        else f"{word.get_key_element()}={word.get_value_element_as_str()}"
+        for word in parsed
+        if not word.is_sweep_override()
+    ]
 
 
 def unet_depth(crop_px: int | Sequence[int] | None) -> int:

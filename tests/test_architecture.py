@@ -16,13 +16,17 @@ FLOORS = [
     {"weights"},
     {"data", "networks", "losses"},
     {"methods", "editing", "checkpoints"},
-    {"callbacks", "metrics", "loggers", "translation"},
+    {"callbacks", "metrics", "loggers", "translation", "strategies", "diagnosis"},
+    {"sweeps"},
     {"config", "cli"},
     {"commands"},
 ]
 NEIGHBOURS = {
     ("callbacks", "metrics"): "a callback reports what a metric computes",
     ("callbacks", "loggers"): "a callback writes through a logger",
+    ("callbacks", "strategies"): "a callback stops the run as its cluster wants",
+    ("diagnosis", "loggers"): "the doctor says how a run would be logged",
+    ("diagnosis", "callbacks"): "the doctor measures a step as a run does",
     ("cli", "config"): "the command line composes the config",
 }
 KNOW_HYDRA = {"config", "cli", "commands"}

@@ -76,7 +76,7 @@ def stub() -> Stub:
             if error is not None:
                 raise error
 
-        app = App("i2i-train", "train", task, "pix2pix_toyfaces")
+        app = App("i2i-train", "train", task, "pix2pix_toy")
         return app.main(words), seen
 
     return run
@@ -317,8 +317,8 @@ def test_slips_while_running(stub: Stub, tmp_path: Path, capsys: pytest.CaptureF
     printed = capsys.readouterr()
     assert status == 1
     assert printed.err == "i2i-train: data.root=x: no such folder\n"
-    assert "running experiment=pix2pix_toyfaces" in printed.out
-    assert not (tmp_path / "outputs" / "pix2pix_toyfaces").exists()
+    assert "running experiment=pix2pix_toy" in printed.out
+    assert not (tmp_path / "outputs" / "pix2pix_toy").exists()
 
 
 def test_a_machine_that_refuses_is_no_bug(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
@@ -372,7 +372,7 @@ def test_trim_keeps_three_short_lines() -> None:
 def test_default_experiment_only_where_nothing_is_chosen(
     stub: Stub, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert stub("seed=3")[1][0].config.name == "pix2pix_toyfaces"
+    assert stub("seed=3")[1][0].config.name == "pix2pix_toy"
     assert "Nothing chosen" in capsys.readouterr().out
     assert stub("method=pix2pix")[1][0].config.name == "pix2pix"
     assert stub("data=toyfaces")[1][0].config.name == "pix2pix"
@@ -503,8 +503,8 @@ def test_resume_names_slips(pairs: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert APP.main([f"resume={folder.parent}"]) == 1
     assert f"Its newest run is {folder}" in capsys.readouterr().err
     (folder / "checkpoints" / "last.ckpt").unlink()
-    assert APP.main([f"resume={folder}"]) == 1
-    assert "no checkpoints/last.ckpt in it" in capsys.readouterr().err
+    assert APP.main([f"resume={folder}"]) == 0
+    assert f"{folder} was stopped before its first checkpoint: it begins again" in capsys.readouterr().out
 
 
 def test_warm_start_loads_the_weights(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:

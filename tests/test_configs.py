@@ -37,7 +37,10 @@ def composed(*overrides: str) -> DictConfig:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}={path.stem}")
 def test_every_option_composes_and_checks(path: Path) -> None:
-    cfg = composed(f"{path.parent.name}={path.stem}")
+    note = path.read_text(encoding="utf-8")
+    # An ablation changes weights that its own method has.
+    method = "cyclegan" if path.parent.name == "variant" and "CycleGAN" in note else "pix2pix"
+    cfg = composed(f"method={method}", f"{path.parent.name}={path.stem}")
     check_config(cfg)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
@@ -134,7 +137,7 @@ def test_references_follow_what_they_refer_to() -> None:
     assert cfg.scheduler.decay_epochs == 25
     assert cfg.method.generator.num_downs == 5
     assert composed("data=paired", "method.conditional=false").discriminator.in_channels == 3
-    assert composed("precision=bf16").trainer.precision == "bf16-mixed"
+    assert composed("precision=bf16").precision._target_ == "i2i_lightning.strategies.precision.bf16"
 
 
 def test_facades_experiment_is_the_papers() -> None:

@@ -90,5 +90,5 @@ def test_installed_wheel_trains_from_an_empty_folder(wheel: Path, tmp_path: Path
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(site))
-    (page,) = empty.glob("outputs/pix2pix_toyfaces/*/index.html")
+    (page,) = empty.glob("outputs/pix2pix_toy/*/index.html")
     assert done.stdout.rstrip().endswith(f"Gallery: {page.relative_to(empty)}")

@@ -1,34 +1,42 @@
-"""Checkpoints that a run resumes from exactly, bit for bit on one device.
+"""Checkpoints that a run resumes from exactly, bit for bit.
 
 A checkpoint holds parameters, optimisers, schedulers, averages, counts, callback states, the data position
-and every random state, as plain containers that load with ``weights_only=True``. It is written beside and
-renamed.
+and the random states of all processes, as plain containers that load with ``weights_only=True``. It is
+written beside, sealed with a checksum and renamed.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-import random
 import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from i2i_lightning.callbacks.finite import NonFiniteGuard
+from i2i_lightning.callbacks.random_state import gather_random_states, restore_random_states, seed_rank
+from i2i_lightning.callbacks.readings import batches_trained
 from i2i_lightning.checkpoints.io import write_beside
-from i2i_lightning.metrics.suite import BETTER
+from i2i_lightning.checkpoints.seal import seal
+from i2i_lightning.metrics.better import BETTER
 from i2i_lightning.types import UserError
 
+log = logging.getLogger(__name__)
+
+LAST = "last.ckpt"
 _BETTER = {**BETTER, "judge_iou": "higher", "parsing_iou": "higher"}
 
 
 class Checkpoints(Checkpoint):
     """Write ``checkpoints/last.ckpt``, ``best.ckpt`` and, if asked, ``epoch_0010.ckpt`` into the run folder.
+
+    ``last_1.ckpt`` is what ``last.ckpt`` was before, ``last_2.ckpt`` the one before that: should the newest
+    be damaged, a run goes on from there. Whenever a process is killed, what has the name of a checkpoint is a
+    whole one, and ``last.ckpt`` is there once it was written.
 
     A checkpoint that falls on an epoch's last batch is written at the epoch's end, after validation and after
     the schedulers stepped, so that a resumed run begins with the next epoch.
@@ -39,6 +47,7 @@ class Checkpoints(Checkpoint):
         every_n_batches: Write ``last.ckpt`` every so many batches of an epoch too; None for epoch ends alone.
         every_n_epochs: Write ``last.ckpt`` at the end of every so many epochs, and of the last one.
         keep_every_n_epochs: Also keep a numbered checkpoint every so many epochs; None keeps none.
+        keep_last: How many of the last checkpoints to keep.
 
     Raises:
         UserError: If a number is impossible, or ``mode`` would keep the worst epoch of a known metric.
@@ -51,6 +60,7 @@ class Checkpoints(Checkpoint):
         every_n_batches: int | None = None,
         every_n_epochs: int = 1,
         keep_every_n_epochs: int | None = None,
+        keep_last: int = 2,
     ) -> None:
         super().__init__()
         if mode not in ("min", "max"):
@@ -67,6 +77,7 @@ class Checkpoints(Checkpoint):
             ("every_n_batches", every_n_batches),
             ("every_n_epochs", every_n_epochs),
             ("keep_every_n_epochs", keep_every_n_epochs),
+            ("keep_last", keep_last),
         ):
             if value is not None and value < 1:
                 raise UserError(f"callbacks.checkpoints.{key}={value}: give at least 1")
@@ -75,10 +86,12 @@ class Checkpoints(Checkpoint):
         self.every_n_batches = every_n_batches
         self.every_n_epochs = every_n_epochs
         self.keep_every_n_epochs = keep_every_n_epochs
+        self.keep_last = keep_last
         self.best_value: float | None = None
         self.best_epoch: int | None = None
         self._due = False
-        self._random_state: dict[str, Any] | None = None
+        self._last_after = -1
+        self._random_states: list[dict[str, Any]] | None = None
         self._resumes_between_epochs = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -101,9 +114,9 @@ class Checkpoints(Checkpoint):
         """
         every = self.every_n_batches
         self._due = self._due or trainer.should_stop or (every is not None and (batch_idx + 1) % every == 0)
-        waits = getattr(pl_module, "holds_gradients", False) or batch_idx + 1 >= trainer.num_training_batches
+        waits = getattr(pl_module, "holds_batches", False) or batch_idx + 1 >= trainer.num_training_batches
         if self._due and not waits:
-            self._write(trainer, "last.ckpt")
+            self._write(trainer, LAST)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``last``, ``best`` and the kept epochs; the module's own epoch end has already run."""
@@ -117,10 +130,18 @@ class Checkpoints(Checkpoint):
         names = ["best.ckpt"] if is_best else []
         names += [f"epoch_{epoch:04d}.ckpt"] if keeps else []
         if names or ends or epoch % self.every_n_epochs == 0:
-            names += ["last.ckpt"]
+            names += [LAST]
             self._write(trainer, names[0])
         for name in names[1:]:
             self._copy(trainer, names[0], name)
+
+    def save_now(self, trainer: Trainer) -> None:
+        """Write ``last`` unless it is of this very batch; to be called where an epoch's batch or end is over.
+
+        All processes must call it. After a batch that leaves something half done there is nothing to save.
+        """
+        if self._last_after != batches_trained(trainer):
+            self._write(trainer, LAST)
 
     def _note_best(self, trainer: Trainer, epoch: int) -> bool:
         if self.monitor is None or not trainer.fit_loop.epoch_loop._should_check_val_epoch():
@@ -154,32 +175,48 @@ class Checkpoints(Checkpoint):
         self._due = False
         for logger in trainer.loggers:
             logger.save()  # what was logged up to here is part of what a resume takes up
+            if hasattr(logger, "sync"):
+                logger.sync()
+        self._last_after = batches_trained(trainer)  # every name is followed by last.ckpt in the end
         path = self.folder(trainer) / name
+
+        def save(beside: Path) -> None:
+            trainer.save_checkpoint(beside)
+            seal(beside)
+            if name == LAST:
+                self._rotate(path.parent)
+
         if trainer.is_global_zero:
-            write_beside(path, trainer.save_checkpoint)
+            write_beside(path, save)
         else:
             trainer.save_checkpoint(path)  # takes part in the strategy's collective; only rank 0 writes
+        for logger in trainer.loggers:
+            logger.after_save_checkpoint(self)  # type: ignore[arg-type]
 
     def _copy(self, trainer: Trainer, source: str, name: str) -> None:
-        # A hard link costs nothing, and stays what it is: files are replaced by a rename, never written into.
         if not trainer.is_global_zero:
             return
-        written = self.folder(trainer) / source
+        folder = self.folder(trainer)
+        if name == LAST:
+            self._rotate(folder)
+        _link(folder / source, folder / name)
 
-        def link(path: Path) -> None:
-            path.unlink(missing_ok=True)
-            try:
-                os.link(written, path)
-            except OSError:  # a file system without links
-                shutil.copyfile(written, path)
+    def _rotate(self, folder: Path) -> None:
+        """Give the last checkpoints the names of those before them, the oldest first.
 
-        write_beside(self.folder(trainer) / name, link)
+        The newest keeps its name as well, until the next one is renamed onto it: there is no moment without.
+        """
+        for number in range(self.keep_last - 1, 0, -1):
+            newer = folder / previous(number - 1)
+            if newer.is_file():
+                _link(newer, folder / previous(number))
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add every random state, and make Lightning's progress counters say what has truly been done."""
-        checkpoint["random_state"] = random_state()
+        """Add all random states, and make Lightning's progress counters say what has truly been done."""
+        checkpoint["random_state"], *others = gather_random_states(trainer)
+        checkpoint["random_states_of_others"] = others
         loops = checkpoint["loops"]["fit_loop"]
         progress = loops["epoch_loop.batch_progress"]
         if progress["is_last_batch"] or progress["current"]["processed"] >= trainer.num_training_batches:
@@ -197,44 +234,46 @@ class Checkpoints(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keep the random state until training starts: building the run must not draw from it."""
-        self._random_state = checkpoint.get("random_state")
+        if "random_state" in checkpoint:
+            others = checkpoint.get("random_states_of_others")
+            self._random_states = [checkpoint["random_state"], *(others or [])]
+            # Checkpoints from before every process drew numbers of its own have one state for all.
+            was = trainer.world_size if others is None else len(self._random_states)
+            if was != trainer.world_size and trainer.is_global_zero:
+                log.warning(
+                    "this run was trained by %s processes and goes on with %s: it will not be bit for bit "
+                    "what it would have been",
+                    was,
+                    trainer.world_size,
+                )
         self._resumes_between_epochs = bool(checkpoint.get("between_epochs", False))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the random state back, and enter the next epoch as an uninterrupted run would."""
+        """Set the random states, and enter the next epoch as an uninterrupted run would."""
         if self._resumes_between_epochs:
             # Lightning would otherwise try to finish an epoch that is already over.
             trainer.fit_loop.restarting = False
             self._resumes_between_epochs = False
-        if self._random_state is not None:
-            set_random_state(self._random_state)
-            self._random_state = None
+        self._due, self._last_after = False, -1
+        if self._random_states is None:
+            seed_rank(trainer)
+        else:
+            restore_random_states(trainer, self._random_states, batches_trained(trainer))
+            self._random_states = None
 
 
-def random_state() -> dict[str, Any]:
-    """Return the state of Python's, NumPy's and torch's generators as plain containers."""
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    version, internal, gauss_next = random.getstate()
-    return {
-        "python": [version, list(internal), gauss_next],
-        "numpy": [
-            str(name),
-            torch.from_numpy(np.asarray(keys).astype(np.int64)),
-            position,
-            has_gauss,
-            cached,
-        ],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+def previous(number: int) -> str:
+    """Return the name of the checkpoint ``number`` before the last one; 0 is the last itself."""
+    return f"last_{number}.ckpt" if number else LAST
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Set the generators back to what ``random_state`` returned; CUDA's where as many devices are there."""
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+def _link(source: Path, target: Path) -> None:
+    # A hard link costs nothing, and stays what it is: files are replaced by a rename, never written into.
+    def link(beside: Path) -> None:
+        beside.unlink(missing_ok=True)
+        try:
+            os.link(source, beside)
+        except OSError:  # a file system without links
+            shutil.copyfile(source, beside)
+
+    write_beside(target, link)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import datetime as dt
-import io
 import json
 import math
 import time
@@ -15,13 +13,14 @@ from typing import Any, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from PIL import Image, features
 
 import i2i_lightning
+from i2i_lightning.callbacks.drawing import data_uri, duration, number, running_mean, ticks
 from i2i_lightning.callbacks.health import Health
-from i2i_lightning.callbacks.previews import Pixels, Preview, PreviewGrid, preview
+from i2i_lightning.callbacks.previews import Preview, PreviewGrid, preview
 from i2i_lightning.callbacks.readings import Terms, TermSums, batch_size, batch_terms, batches_trained
-from i2i_lightning.checkpoints.io import write_beside
+from i2i_lightning.callbacks.writing import write_if_possible
+from i2i_lightning.strategies.signals import Stopped
 from i2i_lightning.types import UserError
 
 FILM_FRAMES = 12
@@ -273,6 +272,8 @@ class Gallery(Callback):
             return
         if isinstance(exception, KeyboardInterrupt):
             reason = "interrupted by hand"
+        elif isinstance(exception, Stopped):
+            reason = str(exception)
         else:
             lines = str(exception).strip().splitlines()
             reason = lines[0] if lines else type(exception).__name__
@@ -313,8 +314,8 @@ class Gallery(Callback):
             return None
         path = Path(trainer.default_root_dir) / "index.html"
         page = self._page(trainer, Path(trainer.default_root_dir))
-        write_beside(path, lambda beside: _write_text(beside, page))
-        return path
+        written = write_if_possible(path, lambda beside: _write_text(beside, page))
+        return path if written else None
 
     def _page(self, trainer: Trainer, run: Path) -> str:
         title = self.title or run.resolve().parent.name
@@ -467,21 +468,6 @@ def on_stride(epoch: int, stride: int) -> bool:
     return (epoch - 1) % stride == 0
 
 
-def data_uri(pixels: Pixels, largest_px: int) -> str:
-    """Return a picture, made smaller where a side exceeds ``largest_px``, as a ``data:`` address."""
-    image = Image.fromarray(pixels)
-    if max(image.size) > largest_px:
-        image.thumbnail((largest_px, largest_px), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    if features.check("webp"):
-        image.save(stream, format="WEBP", quality=90, method=2)
-        kind = "webp"
-    else:
-        image.save(stream, format="JPEG", quality=90, subsampling=0)
-        kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
-
-
 def chart(
     title: str, lines: Mapping[str, Curve], bounds: tuple[float, float] | None = None, smooth: bool = False
 ) -> str:
@@ -541,57 +527,12 @@ def chart(
     )
 
 
-def running_mean(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the exponential running mean over about ten points, without the bias of its beginning."""
-    smoothed, total, weight = [], 0.0, 0.0
-    for x, y in points:
-        total, weight = 0.9 * total + 0.1 * y, 0.9 * weight + 0.1
-        smoothed.append((x, total / weight))
-    return smoothed
-
-
 def thin(curve: Curve) -> list[tuple[float, float]]:
     """Return at most ``DRAWN_POINTS`` points of a curve: neighbours averaged."""
     x, y = curve.x, curve.y
     while len(x) > DRAWN_POINTS:
         x, y = halve(x), halve(y)
     return list(zip(x, y, strict=True))
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Return two to five round values between ``low`` and ``high``."""
-    rough = (high - low) / 3
-    unit = 10.0 ** math.floor(math.log10(rough))
-    step = next((factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= rough), 10 * unit)
-    start = math.ceil(low / step - 1e-9)
-    return [index * step for index in range(start, math.floor(high / step + 1e-9) + 1)]
-
-
-def number(value: float) -> str:
-    """Write a number for people: three significant digits, whole numbers as such."""
-    if not math.isfinite(value):
-        return str(value)
-    if value == int(value) and abs(value) < 1e6:
-        return str(int(value))
-    if abs(value) >= 1000:
-        return f"{value:,.0f}".replace(",", "\u202f")
-    text = f"{value:.2e}".replace(".00e", "e") if abs(value) < 1e-3 else f"{value:.3g}"
-    if "e" in text:
-        mantissa, exponent = text.split("e")
-        text = f"{mantissa}e{int(exponent)}"
-    return text
-
-
-def duration(seconds: float) -> str:
-    """Write a time as ``45 s``, ``3 min 05 s``, ``2 h 05 min`` or ``3 d 4 h``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
 def _warnings(warnings: Sequence[Mapping[str, Any]]) -> str:

@@ -47,7 +47,7 @@ class Health(Callback):
       a row.
 
     An accuracy near one half with equal logits is what the game aims at, and no warning. Warnings go to the
-    log and stay in ``warnings``, which the gallery shows and checkpoints keep.
+    log, to W&B as alerts, and stay in ``warnings``, which the gallery shows and checkpoints keep.
 
     Args:
         patience_batches: Batches that a discriminator must have been perfect or stuck.
@@ -206,6 +206,9 @@ class Health(Callback):
         self.warnings.append({"epoch": epoch, "batch": batches_trained(trainer), "kind": kind, "text": text})
         if trainer.is_global_zero:
             log.warning("epoch %d: %s", epoch, text)
+            for logger in trainer.loggers:
+                if hasattr(logger, "warn"):
+                    logger.warn(kind, f"epoch {epoch}: {text}")
 
 
 def pair_spread(images: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -12,22 +13,22 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from i2i_lightning.callbacks.readings import batches_trained
-from i2i_lightning.checkpoints.io import write_beside
+from i2i_lightning.callbacks.readings import batches_trained, log_step
+from i2i_lightning.callbacks.writing import write_if_possible
+from i2i_lightning.loggers.pictures import PREVIEW, Pixels, preview_caption, preview_file
 from i2i_lightning.types import UserError
 
 log = logging.getLogger(__name__)
 
-Pixels = npt.NDArray[np.uint8]
-"""One image for people: uint8 (H, W, 3)."""
-
 SMALLEST_TILE_PX = 128
+TILES = "tiles"
+"""Under this name a grid says where its pictures are."""
 PAPER, INK = (250, 250, 248), (60, 60, 64)
 
 
@@ -66,6 +67,13 @@ class Preview:
             {column: pixels for sample in named[start : start + ways] for column, pixels in sample.items()}
             for start in range(0, len(named), ways)
         ]
+
+
+    def row_names(self) -> list[str]:
+        """Return what the rows of a grid show: the names of their inputs."""
+        ways = max(1, len(set(self.directions)))
+        groups = [self.names[start : start + ways] for start in range(0, len(self.names), ways)]
+        return [" / ".join(dict.fromkeys(names)) for names in groups]
 
 
 def domain_of(column: str, direction: str) -> str:
@@ -171,7 +179,7 @@ def draw_grid(samples: Sequence[Mapping[str, Pixels]], smallest_px: int = SMALLE
         smallest_px: Pictures smaller than this are enlarged by a whole factor, without smoothing.
 
     Returns:
-        An RGB image.
+        An RGB image, with the places of its pictures in ``info["tiles"]``; see :func:`tile_notes`.
     """
     names = list(samples[0])
     first = samples[0][names[0]]
@@ -197,11 +205,31 @@ def draw_grid(samples: Sequence[Mapping[str, Pixels]], smallest_px: int = SMALLE
         x = margin_px + column * (width_px + gutter_px)
         draw.text((x + width_px / 2, margin_px + heading_px * 0.38), name, fill=INK, font=font, anchor="mm")
     y = margin_px + heading_px
+    boxes: list[list[list[int]]] = []
     for row, height in zip(rows, heights, strict=True):
+        boxes.append([])
         for column, tile in enumerate(row):
-            grid.paste(tile, (margin_px + column * (width_px + gutter_px), y))
+            x = margin_px + column * (width_px + gutter_px)
+            grid.paste(tile, (x, y))
+            boxes[-1].append([x, y, tile.width, tile.height])
         y += height + gutter_px
+    grid.info[TILES] = {"columns": names, "boxes": boxes, "enlarged": factor}
     return grid
+
+
+def tile_notes(grid: Image.Image, names: Sequence[str]) -> PngInfo:
+    """Return what a grid's file says of itself, so that its pictures can be set beside those of other runs.
+
+    The text chunk ``tiles`` holds JSON: the names of ``columns`` and ``rows``, for each row the ``boxes`` of
+    its pictures (x, y, width, height in pixels), and by what factor small pictures were ``enlarged``.
+
+    Args:
+        grid: What :func:`draw_grid` drew.
+        names: Name of each row.
+    """
+    notes = PngInfo()
+    notes.add_text(TILES, json.dumps({**grid.info[TILES], "rows": list(names)}))
+    return notes
 
 
 def _tile(pixels: Pixels, width_px: int) -> Image.Image:
@@ -220,7 +248,8 @@ class PreviewGrid(Callback):
 
     A method that translates both ways has both in a row: input a | output b | cycle a | input b | ...
 
-    The samples are the first of the validation set and stay the same. A W&B logger receives the same picture.
+    The samples are the first of the validation set and stay the same. W&B and TensorBoard receive the same
+    picture.
 
     Args:
         num_samples: Rows.
@@ -243,9 +272,15 @@ class PreviewGrid(Callback):
         if not shown.samples or not trainer.is_global_zero:
             return
         grid = draw_grid(shown.rows())
-        path = Path(trainer.default_root_dir) / "images" / f"epoch_{epoch:04d}.png"
-        write_beside(path, lambda beside: grid.save(beside, format="PNG", compress_level=3))
+        path = preview_file(trainer.default_root_dir, epoch)
+        notes = tile_notes(grid, shown.row_names())
+
+        def save(beside: Path) -> None:
+            grid.save(beside, format="PNG", compress_level=3, pnginfo=notes)
+
+        write_if_possible(path, save)
         for logger in trainer.loggers:
-            # W&B's own method for pictures; it takes 8-bit pixels alone and turns floats black.
+            # W&B shows floats in [0, 1] black: every logger receives 8-bit pixels.
             if hasattr(logger, "log_image"):
-                logger.log_image("preview", [np.asarray(grid)], caption=[f"epoch {epoch}"])
+                caption = [preview_caption(epoch)]
+                logger.log_image(PREVIEW, [np.asarray(grid)], step=log_step(trainer), caption=caption)

@@ -11,9 +11,12 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from i2i_lightning.callbacks.places import Places
+from i2i_lightning.callbacks.writing import write_if_possible
 from i2i_lightning.data.module import collate
 from i2i_lightning.data.toyfaces.geometry import CLASS_NAMES, CLASS_PALETTE
 from i2i_lightning.data.toyfaces.module import ToyFacesDataModule, ToyFacesPairs
+from i2i_lightning.metrics.image import sharpness
 from i2i_lightning.metrics.judge import Judge, Scores, load_judge
 from i2i_lightning.metrics.segmentation import confusion, iou, mean_iou, nearest_colour, pixel_accuracy
 from i2i_lightning.metrics.table import without_nan
@@ -34,7 +37,8 @@ class ToyFacesReport(Callback):
     At the end the faces of the test split, which no training has seen, are translated as ``preview`` does it,
     and three things are set beside each other, all computed in that run: the outputs, the real pictures, and
     what costs nothing (the input copied; every class painted in its mean colour over the training split, by
-    the true parsing). The fit's random state, networks and data position are left as they were.
+    the true parsing). Beside the judge's scores stand the pixel error and the sharpness, which the judge does
+    not see. The fit's random state, networks and data position are left as they were.
 
     Args:
         num_val_faces: Validation faces that the judge reads each time, from the first; 0 for none.
@@ -51,14 +55,15 @@ class ToyFacesReport(Callback):
         self.report = report
         self._judge: Judge | None = None
         self._pending: list[tuple[Tensor, Tensor]] = []
-        self._faces = 0
+        self._places = Places()
 
     # ------------------------------------------------------------------------------------------------
     # validation
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the outputs of the last validation."""
-        self._pending, self._faces = [], 0
+        self._pending = []
+        self._places.begin(trainer, "val")
 
     def on_validation_batch_end(
         self,
@@ -71,14 +76,13 @@ class ToyFacesReport(Callback):
     ) -> None:
         """Keep the outputs of the first faces; the judge reads them together."""
         data = _toyfaces(trainer)
-        if (
-            data is None
-            or not isinstance(outputs, Mapping)
-            or self._faces * trainer.world_size >= self.num_val_faces
-        ):
+        if data is None or not isinstance(outputs, Mapping):
             return
-        self._pending.append((data.display_output(outputs["fake_b"], outputs["real_a"]), batch["parsing"]))
-        self._faces += len(batch["parsing"])
+        places = self._places.advance(batch)
+        read = ((places >= 0) & (places < self.num_val_faces)).to(pl_module.device)
+        if read.any():
+            fake_b, real_a = outputs["fake_b"][read], outputs["real_a"][read]
+            self._pending.append((data.display_output(fake_b, real_a), batch["parsing"][read]))
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -120,9 +124,9 @@ class ToyFacesReport(Callback):
             return
         report = self.make_report(trainer, pl_module, data)
         if trainer.is_global_zero:
+            text = json.dumps(report, indent=1) + "\n"
             path = Path(trainer.default_root_dir) / REPORT_NAME
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write_if_possible(path, lambda beside: _write_text(beside, text))
             print(table(report), flush=True)
 
     @torch.no_grad()
@@ -138,6 +142,7 @@ class ToyFacesReport(Callback):
         counts = torch.zeros(len(CLASS_NAMES), len(CLASS_NAMES), dtype=torch.long)
         colours = self._class_colours(data)
         errors: dict[str, float] = {"outputs": 0.0, "copied_input": 0.0, "class_means": 0.0}
+        sharp = dict(errors)
         faces = 0
         for batch, shown in self._translate(trainer, pl_module, data):
             target = shown["target"].float()
@@ -149,6 +154,7 @@ class ToyFacesReport(Callback):
             }
             for name, picture in pictures.items():
                 errors[name] += float((picture - target).abs().flatten(1).mean(1).sum())
+                sharp[name] += float(sharpness(picture / 127.5 - 1, target / 127.5 - 1).sum())
             if to_parsing:
                 classes = nearest_colour(shown["output"], CLASS_PALETTE).cpu()
                 counts += confusion(classes, batch["parsing"].cpu(), len(CLASS_NAMES))
@@ -189,6 +195,7 @@ class ToyFacesReport(Callback):
         report["pixel_error"] = {
             name: {"of_255": value, "of_minus_1_to_1": value / 127.5} for name, value in levels.items()
         }
+        report["sharpness"] = {name: total / faces for name, total in sharp.items()}
         cleaned: dict[str, Any] = without_nan(report)
         return cleaned
 
@@ -253,9 +260,15 @@ def table(report: Mapping[str, Any]) -> str:
         f"{name.replace('_', ' ')} {value['of_255']:.1f}" for name, value in report["pixel_error"].items()
     )
     lines.append(f"  mean pixel error of 255: {errors}")
+    sharp = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in report["sharpness"].items())
+    lines.append(f"  sharpness, 1 as the targets: {sharp}")
     return "\n".join(lines)
 
 
 def _toyfaces(trainer: Trainer) -> ToyFacesDataModule | None:
     data = getattr(trainer, "datamodule", None)
     return data if isinstance(data, ToyFacesDataModule) else None
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

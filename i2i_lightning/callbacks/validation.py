@@ -10,6 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from i2i_lightning.callbacks.places import Places, first_places
 from i2i_lightning.data.module import ImageDataModule
 from i2i_lightning.metrics.segmentation import Colours
 from i2i_lightning.metrics.suite import (
@@ -32,7 +33,8 @@ class ValidationMetrics(Callback):
     uint8 RGB from the data module's ``display_output``. Paired metrics are means over images, not over
     batches; ``fid`` and ``kid`` (with ``kid_std``) compare all outputs with all targets, and the three
     segmentation metrics share one confusion matrix. Over several processes the figures are those of one: all
-    images come together, and those that the sampler gave out twice count once. When testing, the names begin
+    images come together in the order of the set, and those that the sampler gave out twice count once. When
+    testing, the names begin
     with ``test/``. All can be monitored by checkpoints and schedules.
 
     A method that translates both ways (its ``validation_step`` returns ``fake_a`` as well) is measured both
@@ -64,6 +66,7 @@ class ValidationMetrics(Callback):
         self.kid_subset_size = kid_subset_size
         self._ways: dict[str, _Way] = {}
         self._reads_classes = False
+        self._places = Places()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Build the networks that measure.
@@ -91,8 +94,7 @@ class ValidationMetrics(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the outputs of the last validation."""
-        for way in self._ways.values():
-            way.reset()
+        self._begin(trainer, "val")
 
     def on_validation_batch_end(
         self,
@@ -110,7 +112,9 @@ class ValidationMetrics(Callback):
         """Log the figures under ``val/``."""
         self._log(trainer, pl_module, "val")
 
-    on_test_epoch_start = on_validation_epoch_start
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the outputs of the last test."""
+        self._begin(trainer, "test")
 
     def on_test_batch_end(
         self,
@@ -128,6 +132,11 @@ class ValidationMetrics(Callback):
         """Log the figures under ``test/``."""
         self._log(trainer, pl_module, "test")
 
+    def _begin(self, trainer: Trainer, stage: str) -> None:
+        for way in self._ways.values():
+            way.reset()
+        self._places.begin(trainer, stage)
+
     @torch.no_grad()
     def _measure(
         self,
@@ -144,10 +153,13 @@ class ValidationMetrics(Callback):
             )
         if "fake_a" in outputs and "ba" not in self._ways:
             self._ways["ba"] = self._ways["ab"].back()
+        places = self._places.advance(batch)
         for direction, way in self._ways.items():
             here, there = direction[0], direction[1]
             fake, real = outputs[f"fake_{there}"], outputs[f"real_{there}"]
             pair = self._pair(batch, real, here)
+            way.output_places.append(first_places(places, batch, here))
+            way.target_places.append(first_places(places, batch, there))
             if "l1" in self.metrics and pair is not None:
                 way.l1.append((fake.float() - pair.float()).abs().flatten(1).mean(1))
             if not way.suite.names:
@@ -178,14 +190,8 @@ class ValidationMetrics(Callback):
 
     @torch.no_grad()
     def _log(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        data = getattr(trainer, "datamodule", None)
-        dataset = getattr(data, f"{stage}_set", None)
-        several = trainer.world_size > 1
-        # Sets without pairs are not dealt out item by item: what the sampler repeats stays.
-        aligned = dataset is not None and getattr(data, "aligned", True)
-        num_images = len(dataset) if several and aligned else None  # type: ignore[arg-type]
-        measures_l1 = "l1" in self.metrics
-        ways = {key: way.compute(several, num_images, measures_l1) for key, way in self._ways.items()}
+        several, measures_l1 = trainer.world_size > 1, "l1" in self.metrics
+        ways = {key: way.compute(several, measures_l1) for key, way in self._ways.items()}
         figures = dict(ways["ab"])
         if len(ways) > 1:
             for name in ways["ab"]:
@@ -201,8 +207,8 @@ class ValidationMetrics(Callback):
         # In the order that was asked for; what is not a metric's very name (kid_std, kid_ab) comes last.
         order = {name: place for place, name in enumerate(self.metrics)}
         for name, value in sorted(figures.items(), key=lambda item: order.get(item[0], len(order))):
-            # Every process has the same figures already.
-            pl_module.log(f"{stage}/{name}", value, batch_size=1, sync_dist=several)
+            # Every process has the same figure already; the largest of equal ones is that figure to the bit.
+            pl_module.log(f"{stage}/{name}", value, batch_size=1, sync_dist=several, reduce_fx="max")
 
 
 class _Way:
@@ -215,6 +221,8 @@ class _Way:
     def __init__(self, suite: MetricSuite) -> None:
         self.suite = suite
         self.l1: list[Tensor] = []
+        self.output_places: list[Tensor] = []
+        self.target_places: list[Tensor] = []
         self._targets: list[Tensor] = []
         self._known_data: object = None
         self._known: dict[tuple[str, int], tuple[Any, Tensor]] = {}
@@ -227,6 +235,7 @@ class _Way:
         """Forget the outputs, and which of the targets were among them."""
         self.suite.reset()
         self.l1, self._targets = [], []
+        self.output_places, self.target_places = [], []
 
     def add_targets(
         self,
@@ -256,13 +265,17 @@ class _Way:
             self._known[place] = (what, features)
         self._targets.append(features)
 
-    def compute(self, several: bool, num_images: int | None, measures_l1: bool) -> dict[str, float]:
+    def compute(self, several: bool, measures_l1: bool) -> dict[str, float]:
         """Return all figures, of all processes if there are ``several``."""
         self.suite.use_targets(self._targets)
-        figures = self.suite.compute(several, num_images, num_images)
+        outputs, targets = (
+            torch.cat(places) if places else torch.empty(0, dtype=torch.long)
+            for places in (self.output_places, self.target_places)
+        )
+        figures = self.suite.compute(outputs, targets) if several else self.suite.compute()
         if measures_l1:
             rows = torch.cat(self.l1 or [torch.empty(0, device=self.suite.device)])[:, None]
-            figures["l1"] = float((gather_rows(rows, num_images) if several else rows).mean())
+            figures["l1"] = float((gather_rows(rows, outputs) if several else rows).mean())
         return figures
 
 

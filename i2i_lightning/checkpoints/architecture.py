@@ -93,6 +93,7 @@ def infer(state: Mapping[str, Tensor], dropout: str | bool | None = None) -> Arc
                 ("reference" if norm == "batch" else "none") if dropout is None else dropout
             ),
             "z_channels": 0,
+            "skips": _has_skips(state),
         }
     if "stem.conv.weight" in state:
         stem, head, up = (state.get(f"{name}.weight") for name in ("stem.conv", "head", "ups.0.conv"))
@@ -136,6 +137,12 @@ def _count(state: Mapping[str, Tensor], room: str, layer: str) -> int:
 def _are_images(*weights: Tensor | None) -> bool:
     """Return whether all of these are there, and are kernels of convolutions over images."""
     return all(weight is not None and weight.dim() == 4 for weight in weights)
+
+
+def _has_skips(state: Mapping[str, Tensor]) -> bool:
+    """Return whether the decoder's second layer reads more than its first one makes."""
+    made, read = state["decoder.0.conv.weight"].shape[1], state["decoder.1.conv.weight"].shape[0]
+    return bool(read != made)
 
 
 def _norm(state: Mapping[str, Tensor], bias: str) -> str:
@@ -194,7 +201,7 @@ def describe(architecture: Architecture) -> str:
         for key, value in architecture.items()
         if key not in ("_target_", "in_channels", "out_channels", *INITIAL)
         and not (key in ("z_channels", "spectral_norm") and not value)
-        and (key, value) != ("upsample", "transpose")
+        and (key, value) not in (("upsample", "transpose"), ("skips", True))
     ]
     return f"{name} {role_of(architecture)}, {channels} channels ({', '.join(shown)})"
 

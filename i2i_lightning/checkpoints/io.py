@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import os
 import pickle
 import re
@@ -16,11 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from i2i_lightning.checkpoints.seal import what_is_wrong
 from i2i_lightning.types import UserError
 
 
 def write_beside(path: Path, write: Callable[[Path], None]) -> None:
     """Run ``write`` on a temporary file next to ``path`` and rename it onto ``path`` when it is whole.
+
+    What was written is on the disk before it gets its name, and so is the name when this returns: a power
+    loss leaves the earlier file or the new one.
 
     Args:
         path: Where the file is to be. Its folder is made.
@@ -36,7 +41,9 @@ def write_beside(path: Path, write: Callable[[Path], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(beside)
+        _flush_to_disk(beside)
         os.replace(beside, path)
+        _flush_to_disk(path.parent)
     except (OSError, RuntimeError) as error:
         # torch reports a full disk as a RuntimeError of its zip writer.
         earlier = "; an earlier file of this name is untouched" if path.exists() else ""
@@ -44,6 +51,32 @@ def write_beside(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what ``write_beside`` began in ``folder``, and below, in processes that are dead by now.
+
+    Call it where nobody else writes into ``folder``.
+    """
+    for path in folder.rglob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name) and path.is_file():
+            with suppress(OSError):
+                path.unlink()
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk, where the system can say so."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # A full disk or a quota may be told only now; what cannot be synchronised at all says EINVAL.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _why_unwritten(error: OSError | RuntimeError) -> str:
@@ -61,8 +94,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of this project onto the CPU without executing anything in it.
 
     Raises:
-        UserError: If there is no such file, it is not whole, it would run code, or it is not a checkpoint of
-            ours.
+        UserError: If there is no such file, it is damaged or not whole, it would run code, or it is not a
+            checkpoint of ours.
     """
     checkpoint = read_tensors(path)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
@@ -73,8 +106,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def read_tensors(path: str | Path) -> Any:
     """Read what ``torch.save`` wrote, if it is plain containers of tensors, onto the CPU.
 
+    A file that was sealed is compared with its seal first.
+
     Raises:
-        UserError: If there is no such file, it is not whole, or it holds anything that could run code.
+        UserError: If there is no such file, it is damaged or not whole, or it holds anything that could run
+            code.
     """
     path = Path(path)
     if not path.is_file():
@@ -86,6 +122,8 @@ def read_tensors(path: str | Path) -> Any:
             raise UserError(
                 f"{path}: not a checkpoint file, neither its beginning nor its name is that of one"
             )
+        if (wrong := what_is_wrong(path)) is not None:
+            raise UserError(f"{path}: not a whole checkpoint file ({wrong})")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on kinds of pickles that are then refused
             return torch.load(path, map_location="cpu", weights_only=True)

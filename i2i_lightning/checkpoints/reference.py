@@ -278,6 +278,7 @@ def to_reference(architecture: Architecture, state: Mapping[str, Tensor], where:
     full = inferred | architecture  # a config may leave defaults out; the weights show them all the same
     for key, value, words in (
         ("z_channels", 0, "a noise vector beside the image"),
+        ("skips", True, "its skip connections cut"),
         ("spectral_norm", False, "spectral normalisation"),
         ("upsample", "transpose", "doublings by resize and convolution"),
     ):

@@ -39,6 +39,13 @@ class Arguments:
         """Whether this is a sweep."""
         return "--multirun" in self.flags or "-m" in self.flags
 
+    @property
+    def chooses_mode(self) -> bool:
+        """Whether a flag says what Hydra is to do: sweep, run, or show something."""
+        names = {flag.partition("=")[0] for flag in self.flags}
+        shows = {"--cfg", "-c", "--info", "-i", "--hydra-help"}
+        return self.multirun or bool(names & {"--run", "-r", *shows})
+
     def value(self, key: str) -> str | None:
         """Return the value of the last override of ``key`` as plain text; None if absent or ``null``."""
         values = [value for name, value in map(split_override, self.overrides) if name == key]

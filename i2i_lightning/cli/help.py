@@ -27,7 +27,10 @@ GROUPS = {
     "trainer": "hardware and length",
     "precision": "number format",
     "callbacks": "pictures, checkpoints, guards",
-    "logger": "where curves go, beside a CSV file",
+    "logger": "where curves go, beside a CSV file; several: logger=[wandb,tensorboard]",
+    "launcher": "where the run starts: here, or on a SLURM cluster",
+    "sweep": "the papers' ablations, and searches; with several runs",
+    "variant": "one variant of an ablation",
 }
 """The groups in reading order; a folder that is not listed here comes at the end."""
 
@@ -44,7 +47,8 @@ KEYS = {
         "optimizer.lr": "learning rate",
         "seed": "weights, order and augmentation",
         "name": "folder under outputs/",
-        "resume": "continue a run: its folder, or a checkpoint in it",
+        "resume": "continue a run: its folder, or a checkpoint in it; auto finds the newest unfinished one",
+        "method.accumulate_batches": "batches that take one step together, as one large one",
         "warm_start": "begin from weights: a checkpoint, a reference .pth or a folder of them, safetensors",
         "debug": "true shows the traceback of an error (as I2I_DEBUG=1 does)",
     },
@@ -101,6 +105,7 @@ EXAMPLES = {
             "resume=outputs/pix2pix/2025-01-31_12-00-00 trainer.max_epochs=40",
         ),
         ("a sweep of the L1 weight", "--multirun loss.lambda_l1=10,100,1000"),
+        ("the same as a job array", "loss.lambda_l1=10,100,1000 launcher=slurm launcher.gpus_per_node=1"),
     ],
     "evaluate": [
         ("a run on its own test split", "run=outputs/pix2pix/2025-01-31_12-00-00"),

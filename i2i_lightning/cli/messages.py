@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,8 +31,19 @@ from i2i_lightning.types import UserError
 
 MAX_LINES = 3
 MAX_LINE_LENGTH = 400
-MACHINE_SAYS_NO = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
-NO_GPU = "trainer.accelerator=gpu: torch finds no GPU on this machine; take trainer=cpu or trainer=default"
+MACHINE_SAYS_NO = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENAMETOOLONG,
+)
+DEAD_WORKER = re.compile(r"DataLoader worker \(pid\S* [\d, ]+\) (?:is killed by signal: ([^.]+)|exited)")
+TRACEBACK = "Traceback (most recent call last):"
 BOOKKEEPING = ("full_key:", "object_type=", "reference_type=", "Set the environment variable")
 
 
@@ -44,6 +56,8 @@ def explain(error: BaseException, overrides: Sequence[str], conf: Path, config_n
         conf: Folder of the config files.
         config_name: Name of the root config.
     """
+    if (there := _raised_elsewhere(str(error))) is not None:
+        return explain(there, overrides, conf, config_name)
     for link in _chain(error):
         if isinstance(link, UserError):
             return trim(str(link))
@@ -57,7 +71,7 @@ def explain(error: BaseException, overrides: Sequence[str], conf: Path, config_n
     if isinstance(error, ConfigCompositionException):
         return trim(_composition(error, overrides, conf, config_name))
     if isinstance(error, InstantiationException):
-        return NO_GPU if "No supported gpu backend" in str(error) else _instantiation(error)
+        return _instantiation(error)
     if isinstance(error, (OmegaConfBaseException, CompactHydraException)):
         return trim(_omegaconf(error))
     if isinstance(error, HydraException) or type(error).__name__ == "MisconfigurationException":
@@ -66,9 +80,48 @@ def explain(error: BaseException, overrides: Sequence[str], conf: Path, config_n
         return trim(f"out of GPU memory: lower data.batch_size or data.crop_px\n{str(error).splitlines()[0]}")
     if isinstance(error, OSError) and error.errno in MACHINE_SAYS_NO:
         return trim(f"{error.filename or 'outputs'}: {error.strerror}")
+    if (worker := DEAD_WORKER.search(str(error))) is not None:
+        return trim(_dead_worker(worker[1]))
     if isinstance(error, ValueError) and _raised_in(error).startswith("torch.optim."):
         return trim(f"optimizer: {error}")
     return None
+
+
+def _raised_elsewhere(text: str) -> BaseException | None:
+    """Return what was raised in a data loader's worker, or in a spawned process, that told it as ``text``.
+
+    Both hand over the traceback as text, and its last part ends with the exception; None for anything else.
+    """
+    head, _, tail = text.rpartition(TRACEBACK)
+    if not tail or not ("DataLoader worker process" in head or "-- Process " in head):
+        return None
+    lines = tail.strip("\n").splitlines()
+    # Frames are indented, the exception is not; its own further lines may be.
+    first = next((index for index, line in enumerate(lines) if not line.startswith(" ")), None)
+    if first is None:
+        return None
+    name, _, rest = "\n".join(lines[first:]).partition(": ")
+    module, _, attribute = name.rpartition(".")
+    kind = getattr(sys.modules.get(module or "builtins"), attribute, None)
+    if not (isinstance(kind, type) and issubclass(kind, Exception)):
+        return None
+    if issubclass(kind, OSError) and (parts := re.match(r"\[Errno (\d+)\] ([^:]*)(?:: '(.*)')?", rest)):
+        return OSError(int(parts[1]), parts[2], parts[3])
+    try:
+        return kind(rest)
+    except TypeError:  # takes other arguments
+        return None
+
+
+def _dead_worker(signal_name: str | None) -> str:
+    """Word that a process of the data loader died."""
+    if signal_name == "Bus error":
+        return (
+            "a worker of the data loader died for want of shared memory: enlarge /dev/shm, or take "
+            "data.num_workers=0"
+        )
+    how = f"was killed ({signal_name})" if signal_name else "ended unexpectedly"
+    return f"a worker of the data loader {how}; if memory is short, take fewer: data.num_workers=1, or 0"
 
 
 def _raised_in(error: BaseException) -> str:

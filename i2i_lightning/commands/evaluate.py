@@ -33,6 +33,7 @@ def evaluate(run: Run) -> None:
     from i2i_lightning.checkpoints.load import open_generator
     from i2i_lightning.cli import record
     from i2i_lightning.metrics import evaluation
+    from i2i_lightning.metrics.better import OTHER_BETTER
     from i2i_lightning.metrics.table import format_table
     from i2i_lightning.translation.translator import Translator, find_checkpoint
 
@@ -82,7 +83,7 @@ def evaluate(run: Run) -> None:
         way = f", {direction[0]} to {direction[1]}" if len(found) > 1 else ""
         images = f"{result.num_images} images of {config.split}, {result.sizes}"
         print(f"{record.shown(checkpoint)}{way}: {images}")
-        print(format_table(result.rows, better=evaluation.OTHER_BETTER), end="\n\n")
+        print(format_table(result.rows, better=OTHER_BETTER), end="\n\n")
     print(f"Figures with their protocol: {record.shown(folder / 'metrics.json')}; beside it samples")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from i2i_lightning.cli.app import App, is_first_process
@@ -19,16 +20,29 @@ def train(run: Run) -> None:
     from hydra.types import RunMode
     from hydra.utils import instantiate
     from lightning import seed_everything
-    from lightning.pytorch.callbacks import LambdaCallback, ProgressBar
+    from lightning.pytorch.callbacks import ProgressBar
     from omegaconf import OmegaConf
 
     from i2i_lightning.checkpoints.io import check_networks, read_checkpoint
     from i2i_lightning.checkpoints.warm_start import warm_start
     from i2i_lightning.cli import record
+    from i2i_lightning.cli.optuna_sweeper import trial_report
+    from i2i_lightning.cli.recorder import Recorder
+    from i2i_lightning.loggers.guard import GuardedLogger
+    from i2i_lightning.strategies.cluster import cluster_environment, meet, trainer_settings
+    from i2i_lightning.strategies.devices import check_devices
+    from i2i_lightning.strategies.ranks import ending_together
+    from i2i_lightning.strategies.sync_batchnorm import SynchronizedNorms
     from i2i_lightning.types import UserError
 
     config = run.config
     seed_everything(config.seed, workers=True, verbose=False)
+    environment = cluster_environment()
+    precision = instantiate(config.precision, _convert_="all")
+    wanted: Any = OmegaConf.to_container(config.trainer, resolve=True)
+    settings = trainer_settings(environment, *(wanted[key] for key in ("devices", "num_nodes", "strategy")))
+    hardware = {key: (wanted | settings)[key] for key in ("accelerator", "devices", "num_nodes", "strategy")}
+    check_devices(**hardware, precision=precision.precision, clustered=environment is not None)
     datamodule = instantiate(config.data, _convert_="all")
     method = instantiate(config.method, _convert_="all")
     method.config = OmegaConf.to_container(config.method, resolve=True)
@@ -40,21 +54,20 @@ def train(run: Run) -> None:
         if is_first_process():
             print(filled, flush=True)
 
-    began = []
-
-    def on_train_start(*_: Any) -> None:
-        """Note a continuation only now: its data and checkpoint have loaded, and it has epochs to train."""
-        began.append(True)
-        if run.checkpoint is not None and is_first_process():
-            record.continued(run)
-
     callbacks = entries(config.callbacks)
+    if config.sweep is not None and config.sweep.trial is not None:
+        callbacks.insert(0, trial_report(config, run.folder.parent))  # a stop that it asks for is checkpointed
     if not config.trainer.enable_progress_bar:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    norms = SynchronizedNorms() if config.trainer.sync_batchnorm else None
     trainer = instantiate(
         config.trainer,
-        callbacks=[*callbacks, LambdaCallback(on_train_start=on_train_start)],
-        logger=entries(config.logger),
+        **settings,
+        plugins=[plugin for plugin in (precision, environment, norms) if plugin is not None],
+        sync_batchnorm=False,  # this would add Lightning's, which refuses CPUs
+        # Spawned processes unpickle this; the lock stays with the process that holds it.
+        callbacks=[*callbacks, Recorder(replace(run, lock=None))],
+        logger=[GuardedLogger(logger) for logger in entries(config.logger)],
         default_root_dir=str(run.folder),
         _convert_="all",
     )
@@ -64,21 +77,18 @@ def train(run: Run) -> None:
     ):
         raise UserError(
             f"trainer.devices={config.trainer.devices}: each process would run the whole sweep again; "
-            "sweep over one device, or take trainer.strategy=ddp_spawn_find_unused_parameters_true"
+            "sweep over one device, or take launcher=slurm or trainer=ddp_spawn"
         )
-    if run.checkpoint is None and is_first_process():
-        record.start(run)
-    try:
-        trainer.fit(method, datamodule=datamodule, ckpt_path=run.checkpoint)
-    except SystemExit as stop:  # how Lightning ends on Ctrl+C, after its callbacks have tidied up
-        if not trainer.interrupted:
-            raise
-        raise KeyboardInterrupt(record.how_to_continue(run.folder)) from stop
+    meet(environment)
     if is_first_process():
-        if not began and run.checkpoint is not None:
-            print(
-                f"All {trainer.max_epochs} epochs are trained already; for more give trainer.max_epochs=..."
-            )
+        if not run.started:
+            record.start(run)
+        record.tidy(run)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(record.description(run))
+    with ending_together(trainer):
+        trainer.fit(method, datamodule=datamodule, ckpt_path=run.checkpoint)
+    if is_first_process():
         gallery = run.folder / "index.html"
         print(
             f"Gallery: {record.shown(gallery)}" if gallery.is_file() else f"Run: {record.shown(run.folder)}"
@@ -92,7 +102,7 @@ def entries(group: DictConfig | None) -> list[Any]:
     return [instantiate(node, _convert_="all") for node in (group or {}).values() if node is not None]
 
 
-APP = App(program="i2i-train", config_name="train", task=train, default_experiment="pix2pix_toyfaces")
+APP = App(program="i2i-train", config_name="train", task=train, default_experiment="pix2pix_toy")
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from i2i_lightning.data.decode import Header, SideFormat, decode, read_header
 from i2i_lightning.data.pairs import PairFiles
 from i2i_lightning.data.sampler import AnyKey, epoch_and_index, item_rng
 from i2i_lightning.data.transforms import Geometry, HeightWidth, resize, window
+from i2i_lightning.types import UserError
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -135,6 +136,11 @@ class FileSource(ABC):
         except FileProblem as problem:
             problem.name = self.shown(path)
             raise
+        except OSError as error:  # it went after its header was read, or its disk did
+            gone = isinstance(error, FileNotFoundError)
+            detail = "" if gone else error.strerror or str(error)
+            what = "missing" if gone else "not readable"
+            raise FileProblem(what, detail=detail, name=self.shown(path)) from error
 
     def resized(self, array: Array, side: SideFormat) -> Array:
         """Return a decoded picture at its cached size, contiguous, channels first."""
@@ -265,6 +271,23 @@ def _channels_first(array: Array) -> Array:
     return np.array(array if array.ndim == 2 else array.transpose(2, 0, 1), order="C")
 
 
+def fetch(source: PictureSource, index: int) -> Pictures:
+    """Return the pictures of ``index`` while a run goes on, long after its files were checked.
+
+    Raises:
+        UserError: If a file is gone or damaged by now; it names the file.
+    """
+    try:
+        return source[index]
+    except FileProblem as problem:
+        root = source.root if isinstance(source, FileSource) else None
+        detail = f" ({problem.detail})" if problem.detail else ""
+        path = problem.name if root is None else root / problem.name
+        raise UserError(
+            f"{path}: {problem.what}{detail}, though it was in order when the run began"
+        ) from problem
+
+
 class PairedDataset:
     """Windows of pairs, mirrored or not: a pure function of the data seed and the key.
 
@@ -314,7 +337,7 @@ class PairedDataset:
         for key in keys:
             epoch, index = epoch_and_index(key)
             uniforms = item_rng(self.seed, epoch, index).random(3).tolist() if self.augment else None
-            views = cut(self.source[index], self.crop, uniforms, self.flip)
+            views = cut(fetch(self.source, index), self.crop, uniforms, self.flip)
             inputs.append(views[self.input_side])
             targets.append(views[1 - self.input_side])
             names.append(self.names[index])
@@ -372,7 +395,7 @@ class UnpairedDataset:
         batch: Item = {}
         for side, letter in enumerate("ab"):
             views = [
-                cut(self.sources[side][pair[side]], self.crop, draw and draw[side], self.flip)[0]
+                cut(fetch(self.sources[side], pair[side]), self.crop, draw and draw[side], self.flip)[0]
                 for pair, draw in zip(indices, draws, strict=True)
             ]
             batch[f"real_{letter}"] = _stack(views)

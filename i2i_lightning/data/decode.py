@@ -148,6 +148,8 @@ def decode(path: Path, side: SideFormat) -> Array:
 def _open_npy(path: Path) -> Array:
     try:
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise FileProblem("missing") from None
     except (ValueError, OSError, EOFError) as error:
         mend = "save one plain array with numpy.save"
         raise FileProblem("not readable as .npy", mend, _brief(error)) from None
@@ -354,6 +356,8 @@ def _decode_image(path: Path, side: SideFormat) -> Array:
             array = np.asarray(image)
     except FileProblem:
         raise
+    except FileNotFoundError:
+        raise FileProblem("missing") from None
     except Exception as error:  # truncated JPEG: OSError; PNG: SyntaxError, zlib.error, struct.error, ...
         detail = "" if "truncated" in str(error) else _brief(error)
         raise FileProblem("truncated or damaged", "replace or delete them", detail) from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -18,6 +20,20 @@ from i2i_lightning.data.sampler import EpochSampler, Key
 from i2i_lightning.types import Batch, ImageFormat, UserError
 
 __all__ = ["ImageDataModule", "Item", "KeyedDataset", "available_cores", "collate"]
+
+
+def outlive_signals(worker: int) -> None:
+    """Keep the signals that are meant for a run from its worker number ``worker``.
+
+    A terminal sends Ctrl+C to the whole group of processes, and SLURM sends its signals to every process that
+    a task has started, whatever their groups. A worker that died of one would take the run with it before it
+    has saved. Workers end when their parent does in any case.
+    """
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    for name in ("SIGTERM", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -127,7 +143,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Item]:
         """Return the shuffled, augmented loader; after a resume it starts where the run stopped."""
         dataset = self._require(self.train_set, "train")
-        self._train_sampler = self._sampler(dataset, shuffle=True)
+        self._train_sampler = self._sampler(dataset)
         if self._continue_at is not None:
             self._train_sampler.skip(*self._continue_at)
         # A short last batch would change the shapes; a data set smaller than one batch has no other.
@@ -145,10 +161,11 @@ class ImageDataModule(LightningDataModule, ABC):
     def ordered_dataloader(self, split: str) -> DataLoader[Item]:
         """Return a loader over all of a split (train, val or test) in order, by ``val_batch_size``.
 
+        Several processes are given whole batches in turn: the same ones that a single process would have.
         Items of the training split are cut and mirrored as the data module was told to.
         """
         dataset = self._require(getattr(self, f"{split}_set"), split)
-        return self._loader(dataset, self._sampler(dataset, shuffle=False), self.val_batch_size, False)
+        return self._loader(dataset, self._sampler(dataset, self.val_batch_size), self.val_batch_size, False)
 
     def preview_batch(self, n: int) -> Batch:
         """Return the first ``n`` validation items (fewer if there are fewer) as network floats on the CPU."""
@@ -196,10 +213,12 @@ class ImageDataModule(LightningDataModule, ABC):
             raise UserError(f"the {split} split of {type(self).__name__} is not there: call setup() first")
         return dataset
 
-    def _sampler(self, dataset: KeyedDataset, shuffle: bool) -> EpochSampler:
+    def _sampler(self, dataset: KeyedDataset, ordered_by: int | None = None) -> EpochSampler:
+        """Return a sampler that shuffles, or that deals whole batches of ``ordered_by`` items in order."""
         world_size = self.trainer.world_size if self.trainer is not None else 1
         rank = self.trainer.global_rank if self.trainer is not None else 0
-        return EpochSampler(len(dataset), shuffle, self.seed, world_size, rank)
+        shuffle, block = ordered_by is None, ordered_by or 1
+        return EpochSampler(len(dataset), shuffle, self.seed, world_size, rank, block)
 
     def _loader(
         self, dataset: KeyedDataset, sampler: EpochSampler, batch_size: int, drop_last: bool
@@ -216,6 +235,7 @@ class ImageDataModule(LightningDataModule, ABC):
             drop_last=drop_last,
             persistent_workers=workers > 0,
             multiprocessing_context=self.multiprocessing_context if workers > 0 else None,
+            worker_init_fn=outlive_signals if workers > 0 else None,
             # Every iterator draws a seed for its workers; from the global state, that would move the run's
             # random numbers.
             generator=torch.Generator().manual_seed(self.seed),

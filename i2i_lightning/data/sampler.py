@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 from torch.utils.data.distributed import DistributedSampler
 
 Key = tuple[int, int]
@@ -17,6 +18,8 @@ Key = tuple[int, int]
 
 AnyKey = int | Key
 """A key, or a bare index where the epoch does not matter (then it is 0)."""
+
+Indices = npt.NDArray[np.int64]
 
 _ORDER_STREAM, _ITEM_STREAM = 0, 1
 
@@ -44,8 +47,9 @@ class EpochSampler(DistributedSampler[Key]):
     """Yield the keys of one rank's share of one epoch.
 
     The order is a permutation drawn from ``(seed, epoch)`` alone, or the identity. Every rank draws the same
-    permutation and keeps every ``num_replicas``-th entry; where the size does not divide, the order is
-    continued from its start so that all ranks see equally many items.
+    permutation, which is dealt out in blocks, one to each rank in turn; where their number does not divide,
+    some ranks are given blocks from the start once more, so that all see equally many. With blocks as large
+    as a batch, the batches of all ranks together are those of a single one.
 
     It derives from torch's class of the same purpose only so that Lightning recognises it as distributed
     already and does not wrap or replace it.
@@ -56,22 +60,49 @@ class EpochSampler(DistributedSampler[Key]):
         seed: The data seed, at least 0.
         num_replicas: The number of ranks.
         rank: This rank, from 0.
+        block: Items dealt together, at least 1; the last block may be smaller.
     """
 
-    def __init__(self, size: int, shuffle: bool, seed: int = 0, num_replicas: int = 1, rank: int = 0) -> None:
+    def __init__(
+        self,
+        size: int,
+        shuffle: bool,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+        block: int = 1,
+    ) -> None:
         super().__init__(range(size), num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         self.size = size
+        self.block = block
+        self.num_samples = len(self._dealt()[0])
         self._skip_epoch = -1
         self._skip_items = 0
 
-    def order(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def order(self, epoch: int) -> Indices:
         """Return this rank's indices in ``epoch``, in order, int64 of shape ``(len(self),)``."""
         indices = np.arange(self.size, dtype=np.int64)
         if self.shuffle:
             rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, _ORDER_STREAM, epoch, 0]))
             indices = rng.permutation(indices)
-        # Repeat from the start until every rank's share is full.
-        return np.resize(indices, self.total_size)[self.rank :: self.num_replicas]
+        return indices[self._dealt()[0]]
+
+    def places(self) -> Indices:
+        """Return the place in the whole order of each of this rank's items, -1 for those given out again.
+
+        int64 of shape ``(len(self),)``; without shuffling, the items' indices.
+        """
+        places, is_first = self._dealt()
+        return np.where(is_first, places, -1)
+
+    def _dealt(self) -> tuple[Indices, npt.NDArray[np.bool_]]:
+        """Return which places of the whole order come to this rank, and whether for the first time."""
+        blocks = -(-self.size // self.block)
+        rounds = -(-blocks // self.num_replicas)
+        turns = np.arange(rounds, dtype=np.int64) * self.num_replicas + self.rank
+        places = (turns % blocks)[:, None] * self.block + np.arange(self.block, dtype=np.int64)
+        there = places < self.size
+        return places[there], np.broadcast_to((turns < blocks)[:, None], there.shape)[there]
 
     def __iter__(self) -> Iterator[Key]:
         # Without shuffling there is nothing that an epoch could change: validation sees the same items each

@@ -7,6 +7,7 @@ import math
 import os
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -79,6 +80,12 @@ class CSVLog(Logger):
         self._write_row()
 
     @rank_zero_only
+    def sync(self) -> None:
+        """Wait until what was written is on the disk; ``save``, which Lightning calls often, does not."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write what is pending and close the file."""
         self._write_row()
@@ -96,53 +103,62 @@ class CSVLog(Logger):
         if not self._opened:
             self._continue_file(self._step)
         row = {"step": self._step, **self._row}
-        if self._row_start >= 0 and self._file is not None:
-            # The step was saved before it was complete: its row is written again.
-            self._file.truncate(self._row_start)
+        if self._row_start >= 0 and self.path.exists():
+            # The step was saved before it was complete, or only half of its row: it is written again.
+            os.truncate(self.path, self._row_start)
         if new := [name for name in row if name not in self._columns]:
             self._add_columns(new)
         if self._file is None:
             self._file = self.path.open("a", newline="", encoding="utf-8")
         self._row_start = os.fstat(self._file.fileno()).st_size
         cells = {name: _cell(value) for name, value in row.items()}
-        csv.DictWriter(self._file, self._columns, lineterminator="\n").writerow(cells)
-        self._file.flush()
+        try:
+            csv.DictWriter(self._file, self._columns, lineterminator="\n").writerow(cells)
+            self._file.flush()
+        except OSError:
+            # What the full disk did not take must not come out later, in the middle of other rows: the file
+            # is opened anew, and cut where this row began.
+            with suppress(OSError):
+                self._file.close()
+            self._file = None
+            raise
         self._row_is_written = True
 
     def _continue_file(self, step: int) -> None:
         """Keep the rows of an earlier part of this run that come before ``step``."""
-        self._opened = True
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.exists():
-            return
-        columns, rows = _read(self.path)
-        if "step" not in columns:
-            return
-        self._columns = columns
-        self._replace([row for row in rows if row["step"].isdecimal() and int(row["step"]) < step])
+        columns, rows = read_rows(self.path) if self.path.exists() else ([], [])
+        if "step" in columns:
+            earlier = [row for row in rows if row["step"].isdecimal() and int(row["step"]) < step]
+            self._replace(columns, earlier)
+        self._opened = True
 
     def _add_columns(self, names: list[str]) -> None:
-        rows = _read(self.path)[1] if self._columns and self.path.exists() else []
-        self._columns = sorted([*self._columns, *names], key=_is_later_column)
-        self._replace(rows)
+        rows = read_rows(self.path)[1] if self._columns and self.path.exists() else []
+        self._replace(sorted([*self._columns, *names], key=_is_later_column), rows)
 
-    def _replace(self, rows: list[dict[str, str]]) -> None:
+    def _replace(self, columns: list[str], rows: list[dict[str, str]]) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
         beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        with beside.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(beside, self.path)
+        try:
+            with beside.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+            os.replace(beside, self.path)
+        finally:
+            beside.unlink(missing_ok=True)
+        self._columns = columns
 
 
 def _is_later_column(name: str) -> int:
     return FIRST_COLUMNS.index(name) if name in FIRST_COLUMNS else len(FIRST_COLUMNS)
 
 
-def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the columns of a log, and every whole row; a cell that a step does not have is empty."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         # A process that was killed may have left half a line; such a row has empty (None) cells.

@@ -1,17 +1,23 @@
 """The one base of every method: players, accumulation, clipping, schedules, averaged networks, test mode.
 
 It knows no loss and no network. A *player* is a named group of networks with one optimiser; a method's
-``step`` opens one ``phase`` per player and hands its loss terms to the phase's ``minimize``::
+``step`` opens one ``phase`` per player, hands its loss terms to the phase's ``minimize``, and yields between
+two phases::
 
     with self.phase("discriminator") as minimize:
         minimize({"gan": ...})
+    yield  # accumulated batches wait for each other
     with self.phase("generator") as minimize:
         minimize({"gan": ..., "l1": ...})
+
+All of them pass the discriminator's phase, it steps, and then all of them pass the generator's, as the images
+of one large batch would.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
@@ -19,6 +25,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
@@ -30,6 +37,10 @@ from i2i_lightning.types import UserError
 Columns = dict[str, Tensor]
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 TestMode = Literal["train", "eval"]
+RateScaling = Literal["none", "linear", "sqrt"]
+
+
+_ENDED = object()
 
 
 class Method(LightningModule):
@@ -46,9 +57,12 @@ class Method(LightningModule):
             statistics of the test batch (Isola et al. 2017, section 3.3); ``eval`` uses running statistics
             without dropout.
         ema_decay: Decay of the averaged copies per batch, in (0, 1); None keeps no average.
-        accumulate_batches: Batches whose gradients are averaged into one step of every player. Only the last
-            of them is judged by a discriminator that has already stepped.
+        accumulate_batches: Batches that take one step together, as if they were one; an epoch's last step
+            takes what is left. Only norms over the batch see each of them alone.
         clip_norm: Largest gradient norm of each player; None does not clip.
+        rate_scaling: What the rate of every player is multiplied by, with n devices times accumulated
+            batches: ``none`` 1, ``linear`` n (Goyal et al. 2017, section 2.1), ``sqrt`` the root of n
+            (Krizhevsky 2014, section 5; usual with Adam).
     """
 
     directions: ClassVar[Mapping[str, str]] = {"ab": "generator"}
@@ -66,6 +80,7 @@ class Method(LightningModule):
         ema_decay: float | None = None,
         accumulate_batches: int = 1,
         clip_norm: float | None = None,
+        rate_scaling: RateScaling = "none",
     ) -> None:
         super().__init__()
         if test_mode not in ("train", "eval"):
@@ -78,6 +93,8 @@ class Method(LightningModule):
             raise UserError(f"method.accumulate_batches={accumulate_batches}: give at least 1")
         if clip_norm is not None and clip_norm <= 0:
             raise UserError(f"method.clip_norm={clip_norm}: give a positive norm, or null for no clipping")
+        if rate_scaling not in ("none", "linear", "sqrt"):
+            raise UserError(f"method.rate_scaling={rate_scaling}: give none, linear or sqrt")
         self.automatic_optimization = False
         self.make_optimizer = optimizer
         self.make_scheduler: Schedule = scheduler if scheduler is not None else Constant()
@@ -86,16 +103,20 @@ class Method(LightningModule):
         self.ema_decay = ema_decay
         self.accumulate_batches = accumulate_batches
         self.clip_norm = clip_norm
+        self.rate_scaling: RateScaling = rate_scaling
         self.players: dict[str, list[nn.Module]] = {}
         self.averages = nn.ModuleDict()
         self.config: dict[str, Any] | None = None
         """The method's resolved config as plain containers; saved with every checkpoint when given."""
         self.step_terms: dict[str, Tensor] = {}
-        """Loss terms and predictions of the last batch: detached 0-d tensors under ``<player>/<term>``."""
+        """Loss terms and predictions of the last batch, means over the accumulated ones: detached 0-d tensors
+        under ``<player>/<term>``; empty after a batch that waits for others."""
         self.batches_seen = 0
         """Training batches since the beginning of the run, resumes included."""
-        self.holds_gradients = False
-        """Whether gradients are waiting for the accumulation boundary: a state that no checkpoint holds."""
+        self._waiting: list[Any] = []
+        self._share = 1.0  # of the images of a step, those in the batch whose phase is open
+        self._completes = True  # whether that batch is the last of its step
+        self._skipped: set[str] = set()  # players whose gradients overflowed in this step
 
     def setup(self, stage: str) -> None:
         """Refuse data that the method or its networks cannot take, before anything is trained."""
@@ -128,7 +149,17 @@ class Method(LightningModule):
             self.make_optimizer([p for network in networks for p in network.parameters() if p.requires_grad])
             for networks in self.players.values()
         ]
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] *= self.rate_factor
         return optimizers, [self.make_scheduler(optimizer) for optimizer in optimizers]
+
+    @property
+    def rate_factor(self) -> float:
+        """What ``rate_scaling`` multiplies the configured rates by."""
+        if self.rate_scaling == "none":
+            return 1.0
+        batches = self.trainer.world_size * self.accumulate_batches
+        return float(batches) if self.rate_scaling == "linear" else math.sqrt(batches)
 
     def player_optimizer(self, player: str) -> LightningOptimizer:
         """Return the optimiser of ``player``."""
@@ -137,12 +168,14 @@ class Method(LightningModule):
         return optimizers[index] if isinstance(optimizers, list) else optimizers
 
     @property
-    def steps_now(self) -> bool:
-        """Whether the optimisers step in this batch, rather than only accumulate gradients.
+    def holds_batches(self) -> bool:
+        """Whether batches are waiting for others to take a step with: a state that no checkpoint holds."""
+        return bool(self._waiting)
 
-        The last batch of an epoch always steps, so that no gradient crosses into the next epoch.
-        """
-        return (self.batches_seen + 1) % self.accumulate_batches == 0 or self.trainer.is_last_batch
+    @property
+    def accumulates(self) -> bool:
+        """Whether the step that is under way has more batches than one."""
+        return self._share < 1
 
     @contextmanager
     def phase(self, player: str) -> Iterator[Callable[[Mapping[str, Tensor]], None]]:
@@ -150,50 +183,55 @@ class Method(LightningModule):
 
         Yields:
             ``minimize(terms)``, which weights and records the 0-d loss ``terms``, backpropagates their sum
-            and, at the accumulation boundary, steps the player's optimiser. Call it once in a phase.
+            and, for the last of the accumulated batches, steps the player's optimiser. Call it once in a
+            phase.
         """
         optimizer, weights = self.player_optimizer(player), self.weights[player]
-        steps = self.steps_now
 
         def minimize(terms: Mapping[str, Tensor]) -> None:
             total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
-            self.step_terms |= {f"{player}/{name}": value.detach() for name, value in terms.items()}
-            self.step_terms[f"{player}/total"] = total.detach()
-            self.manual_backward(total / self.accumulate_batches if self.accumulate_batches > 1 else total)
-            if steps:
-                optimizer.step()
+            self._record({f"{player}/{name}": value for name, value in terms.items()})
+            self._record({f"{player}/total": total})
+            self.manual_backward(total * self._share if self.accumulates else total)
+            if self._completes:
+                # A gradient scaler that finds an overflow leaves the step out, and says so.
+                if optimizer.step() is False:
+                    self._skipped.add(player)
                 optimizer.zero_grad()
 
-        with optimizer.toggle_model(sync_grad=steps):
+        with optimizer.toggle_model(sync_grad=self._completes):
             yield minimize
 
     def observe(self, player: str, pred_real: Tensor, pred_fake: Tensor, threshold: float) -> None:
         """Record how well ``player`` separates real from fake: mean logits, and accuracy at ``threshold``."""
         pred_real, pred_fake = pred_real.detach(), pred_fake.detach()
-        self.step_terms |= {
-            f"{player}/logit_real": pred_real.mean(),
-            f"{player}/logit_fake": pred_fake.mean(),
-            f"{player}/accuracy_real": (pred_real > threshold).float().mean(),
-            f"{player}/accuracy_fake": (pred_fake <= threshold).float().mean(),
-        }
+        self._record(
+            {
+                f"{player}/logit_real": pred_real.mean(),
+                f"{player}/logit_fake": pred_fake.mean(),
+                f"{player}/accuracy_real": (pred_real > threshold).float().mean(),
+                f"{player}/accuracy_fake": (pred_fake <= threshold).float().mean(),
+            }
+        )
+
+    def _record(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            mine = value.detach() * self._share if self.accumulates else value.detach()
+            self.step_terms[name] = self.step_terms[name] + mine if name in self.step_terms else mine
 
     def on_train_start(self) -> None:
-        """Refuse what one gradient scaler cannot do for several fused or accumulating optimisers."""
-        if self.trainer.precision != "16-mixed":
+        """Begin without batches of an earlier fit, and say how many images a step has, and its rate."""
+        self._waiting = []
+        per_device = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        if per_device is None:
             return
-        fused = any(
-            getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in self.trainer.optimizers
+        devices, accumulated = self.trainer.world_size, self.accumulate_batches
+        rates = {optimizer.param_groups[0]["lr"]: None for optimizer in self.trainer.optimizers}
+        rank_zero_info(
+            f"{per_device * devices * accumulated} images per step: {per_device} per device x {devices} "
+            f"devices x {accumulated} accumulated; learning rate {', '.join(f'{rate:.3g}' for rate in rates)}"
+            + (f" ({self.rate_scaling} scaling)" if self.rate_scaling != "none" else "")
         )
-        if self.clip_norm is not None and fused:
-            raise UserError(
-                f"method.clip_norm={self.clip_norm} with precision=fp16 would clip scaled gradients in a "
-                "fused optimiser: set optimizer.fused=false, or take precision=bf16"
-            )
-        if self.accumulate_batches > 1:
-            raise UserError(
-                f"method.accumulate_batches={self.accumulate_batches} with precision=fp16: one player's step "
-                "changes the scale of the gradients that the other still holds; take precision=bf16"
-            )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip here, where a gradient scaler has already been undone."""
@@ -201,30 +239,51 @@ class Method(LightningModule):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.clip_norm)
 
-    def step(self, batch: Any) -> None:
-        """Train every player on ``batch``, each in its phase."""
+    def step(self, batch: Any) -> Iterator[None]:
+        """Train every player on ``batch``, each in its phase, and yield between two phases."""
         raise NotImplementedError
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Run ``step``, update the averages, log every ``log_every_n_steps`` batches, and count the batch.
 
+        A batch that waits for others does nothing else. The last batch of an epoch never waits, so that none
+        crosses into the next.
+
         This is not left to ``on_train_batch_end``: callbacks run before the module's own hook there, and a
         checkpoint that one of them writes would miss the batch's average and count.
         """
         self.step_terms = {}
-        self.step(batch)
-        self.holds_gradients = not self.steps_now
-        if self.averages and not self.holds_gradients:
-            self._update_averages()
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (self.batches_seen + 1) % every == 0:
-            self._log_step_terms()
+        self._waiting.append(batch)
+        if len(self._waiting) == self.accumulate_batches or self.trainer.is_last_batch:
+            batches, self._waiting = self._waiting, []
+            self._step_together(batches)
+            if self.averages:
+                self._update_averages()
+            every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+            if every and (self.batches_seen + 1) % every < len(batches):  # one of them is to be logged
+                self._log_step_terms()
         self.batches_seen += 1
+
+    def _step_together(self, batches: Sequence[Any]) -> None:
+        """Take one step on ``batches``: each passes a phase, the last one ends it, and the next phase begins.
+
+        A batch's loss is a mean over its images, so it counts by its share of all images.
+        """
+        sizes = [len(batch["real_a"]) for batch in batches]
+        steps = [self.step(batch) for batch in batches]
+        self._skipped.clear()
+        ended = False
+        while not ended:
+            for index, step in enumerate(steps):
+                self._share, self._completes = sizes[index] / sum(sizes), index == len(steps) - 1
+                ended = next(step, _ENDED) is _ENDED
 
     @torch.no_grad()
     def _update_averages(self) -> None:
         for name, average in self.averages.items():
             network = getattr(self, name)
+            if any(network in self.players[player] for player in self._skipped):
+                continue  # an average is over the steps that were taken
             assert self.ema_decay is not None
             torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1.0 - self.ema_decay)
             for averaged, current in zip(average.buffers(), network.buffers(), strict=True):
@@ -234,10 +293,16 @@ class Method(LightningModule):
         # Straight to the loggers: Lightning's own path costs up to a millisecond for this many terms in every
         # batch, logged or not. One transfer from the device fetches all of them.
         names = list(self.step_terms)
-        values = torch.stack([self.step_terms[name].float() for name in names]).tolist()
-        metrics = {f"train/{name}": value for name, value in zip(names, values, strict=True)}
+        values = torch.stack([self.step_terms[name].float() for name in names])
+        if self.trainer.world_size > 1:
+            values = self.trainer.strategy.reduce(values, reduce_op="mean")
+        metrics = {f"train/{name}": value for name, value in zip(names, values.tolist(), strict=True)}
         for player in self.players:
             metrics[f"train/{player}/learning_rate"] = self.player_optimizer(player).param_groups[0]["lr"]
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            metrics["train/scale"] = scaler.get_scale()
+            metrics["train/skipped_steps"] = getattr(self.trainer.precision_plugin, "skipped_steps", 0)
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.batches_seen)
 
@@ -279,6 +344,15 @@ class Method(LightningModule):
         with torch.no_grad(), torch.random.fork_rng(devices=devices), _test_mode(network, self.test_mode):
             torch.manual_seed(seed)
             yield network
+
+    def test_seed(self, batch_idx: int) -> int:
+        """Return the seed of a validation or test batch: its number among the batches of all processes.
+
+        A single process numbers the same batches so, and its noise is then the same.
+        """
+        if self._trainer is None:  # called by hand
+            return batch_idx
+        return batch_idx * self.trainer.world_size + self.trainer.global_rank
 
     def preview(self, batch: Any) -> Columns | dict[str, Columns]:
         """Return named columns of a picture of ``batch``, float (N, C, H, W), in the order to show.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from i2i_lightning.losses.augmentation import augment, check_augmentations
 from i2i_lightning.losses.perceptual import LPIPS
 from i2i_lightning.losses.reconstruction import l1_loss
 from i2i_lightning.losses.regularizers import gradient_penalty
-from i2i_lightning.methods.base import Columns, Method, OptimizerFactory, TestMode
+from i2i_lightning.methods.base import Columns, Method, OptimizerFactory, RateScaling, TestMode
 from i2i_lightning.methods.image_pool import ImagePool
 from i2i_lightning.methods.schedules import Schedule
 from i2i_lightning.networks.passes import each, treats_images_alone
@@ -113,6 +113,7 @@ class CycleGAN(Method):
         ema_decay: Decay of the averaged generators per batch; None keeps none.
         accumulate_batches: Batches per optimiser step.
         clip_norm: Largest gradient norm per side; None does not clip.
+        rate_scaling: How the rate grows with devices and accumulated batches: none, linear or sqrt.
         seed: Seed of the pools' draws.
     """
 
@@ -133,6 +134,7 @@ class CycleGAN(Method):
         ema_decay: float | None = None,
         accumulate_batches: int = 1,
         clip_norm: float | None = None,
+        rate_scaling: RateScaling = "none",
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -147,6 +149,7 @@ class CycleGAN(Method):
             ema_decay=ema_decay,
             accumulate_batches=accumulate_batches,
             clip_norm=clip_norm,
+            rate_scaling=rate_scaling,
         )
         in_channels, out_channels = (getattr(generator_ab, f"{end}_channels", None) for end in ("in", "out"))
         if loss.lambda_identity > 0 and in_channels != out_channels:
@@ -199,7 +202,7 @@ class CycleGAN(Method):
         shown = [augment(batch, self.augmentations) for batch in images] if self.augmentations else images
         return each(getattr(self, name), shown, self.together[name])
 
-    def step(self, batch: UnpairedBatch) -> None:
+    def step(self, batch: UnpairedBatch) -> Iterator[None]:
         """Step both generators, then both discriminators."""
         real_a, real_b, mode = batch["real_a"], batch["real_b"], self.loss.gan_mode
         with self.phase("generators") as minimize:
@@ -220,6 +223,7 @@ class CycleGAN(Method):
                 (pred_a,) = self.judge("discriminator_a", fake_a)
                 terms |= {"gan_ab": generator_loss(pred_b, mode), "gan_ba": generator_loss(pred_a, mode)}
             minimize(terms)
+        yield
 
         if self.loss.lambda_gan > 0:
             with self.phase("discriminators") as minimize:
@@ -244,8 +248,8 @@ class CycleGAN(Method):
         """
         real_a, real_b = batch["real_a"], batch["real_b"]
         with (
-            self.testing("generator_ab", seed=batch_idx) as generator_ab,
-            self.testing("generator_ba", seed=batch_idx) as generator_ba,
+            self.testing("generator_ab", seed=self.test_seed(batch_idx)) as generator_ab,
+            self.testing("generator_ba", seed=self.test_seed(batch_idx)) as generator_ba,
         ):
             fake_b, fake_a = generator_ab(real_a), generator_ba(real_b)
             cycle_a, cycle_b = generator_ba(fake_b), generator_ab(fake_a)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from i2i_lightning.losses.adversarial import GANMode, discriminator_loss, generator_loss, real_threshold
 from i2i_lightning.losses.reconstruction import l1_loss
 from i2i_lightning.losses.regularizers import gradient_penalty
-from i2i_lightning.methods.base import Method, OptimizerFactory, TestMode
+from i2i_lightning.methods.base import Method, OptimizerFactory, RateScaling, TestMode
 from i2i_lightning.methods.schedules import Schedule
+from i2i_lightning.networks.recompute import recomputed
 from i2i_lightning.types import PairedBatch, UserError
 
 
@@ -66,6 +68,7 @@ class Pix2Pix(Method):
         ema_decay: Decay of the averaged generator per batch; None keeps none.
         accumulate_batches: Batches per optimiser step.
         clip_norm: Largest gradient norm per player; None does not clip.
+        rate_scaling: How the rate grows with devices and accumulated batches: none, linear or sqrt.
     """
 
     needs_pairs = True
@@ -83,6 +86,7 @@ class Pix2Pix(Method):
         ema_decay: float | None = None,
         accumulate_batches: int = 1,
         clip_norm: float | None = None,
+        rate_scaling: RateScaling = "none",
     ) -> None:
         super().__init__(
             optimizer=optimizer,
@@ -95,6 +99,7 @@ class Pix2Pix(Method):
             ema_decay=ema_decay,
             accumulate_batches=accumulate_batches,
             clip_norm=clip_norm,
+            rate_scaling=rate_scaling,
         )
         z_channels = getattr(generator, "z_channels", 0)
         if z_dim != z_channels:
@@ -132,10 +137,20 @@ class Pix2Pix(Method):
         """Return the discriminator's logits for ``b``, given ``real_a`` if it is conditional."""
         return self.discriminator(torch.cat([real_a, b], 1) if self.conditional else b)  # type: ignore[no-any-return]
 
-    def step(self, batch: PairedBatch) -> None:
+    def generate(self, real_a: Tensor) -> Tensor:
+        """Return ``fake_b`` for the step.
+
+        Accumulated batches all wait here for the discriminator's step: they keep their images alone, and the
+        generator runs again for its gradients.
+        """
+        if self.accumulates:
+            return recomputed(self.generator, self.translate, real_a)
+        return self.translate(self.generator, real_a)
+
+    def step(self, batch: PairedBatch) -> Iterator[None]:
         """Step the discriminator, then the generator (section 3.3)."""
         real_a, real_b, mode = batch["real_a"], batch["real_b"], self.loss.gan_mode
-        fake_b = self.translate(self.generator, real_a)
+        fake_b = self.generate(real_a)
 
         if self.loss.lambda_gan > 0:
             with self.phase("discriminator") as minimize:
@@ -146,6 +161,7 @@ class Pix2Pix(Method):
                     terms["gp"] = gradient_penalty(lambda b: self.judge(real_a, b), real_b, fake_b.detach())
                 minimize(terms)
                 self.observe("discriminator", pred_real, pred_fake, real_threshold(mode))
+            yield
 
         with self.phase("generator") as minimize:
             terms = {"l1": l1_loss(fake_b, real_b)}
@@ -155,7 +171,7 @@ class Pix2Pix(Method):
 
     def validation_step(self, batch: PairedBatch, batch_idx: int) -> dict[str, Tensor]:
         """Translate a batch in test mode; callbacks measure the result."""
-        with self.testing("generator", seed=batch_idx) as generator:
+        with self.testing("generator", seed=self.test_seed(batch_idx)) as generator:
             fake_b = self.translate(generator, batch["real_a"])
         return {"real_a": batch["real_a"], "fake_b": fake_b, "real_b": batch["real_b"]}
 

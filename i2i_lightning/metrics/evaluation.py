@@ -15,6 +15,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from i2i_lightning.data.module import ImageDataModule
 from i2i_lightning.data.toyfaces.geometry import CLASS_NAMES
+from i2i_lightning.metrics.better import FACES_BETTER, JUDGE_BETTER
 from i2i_lightning.metrics.hidden_pairs import NUM_CANDIDATES, change_outside, partner_ranks
 from i2i_lightning.metrics.image import l1
 from i2i_lightning.metrics.judge import Judge, Scores, load_judge
@@ -33,24 +34,6 @@ Translate = Callable[[Tensor, Sequence[str], int], Tensor]
 
 Pixels = npt.NDArray[np.uint8]
 
-JUDGE_BETTER = {
-    "judge_iou": "higher",
-    "judge_pixel_accuracy": "higher",
-    "judge_landmark_error": "lower",
-    "judge_parameter_error": "lower",
-    "judge_attribute_error": "lower",
-    "judge_style": "higher",
-}
-"""What the judge of ToyFaces reads off a picture, and which way is better; ``judge_style`` is the share of
-pictures that it takes for the style they should have."""
-
-HIDDEN_BETTER = {"rank_first": "higher", "background_change": "lower"}
-"""What hidden pairs tell of an unpaired translation on ToyFaces: the share of outputs whose partner is the
-nearest of ten, and how many levels of 255 the background changed (``hidden_pairs``)."""
-
-FACES_BETTER = {**JUDGE_BETTER, **HIDDEN_BETTER}
-OTHER_BETTER = {**FACES_BETTER, "cycle_l1": "lower"}
-"""All that a row may hold beside the metrics of the suite."""
 READ_BY = dict.fromkeys(JUDGE_BETTER, "judge_v1") | {
     "rank_first": f"mean absolute pixel difference among {NUM_CANDIDATES}",
     "background_change": "mean absolute difference from the source, levels of 255, by the true parsing",

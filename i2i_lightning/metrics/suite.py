@@ -12,6 +12,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from i2i_lightning.metrics.better import BETTER
 from i2i_lightning.metrics.frechet import frechet_distance
 from i2i_lightning.metrics.image import (
     SSIM_K1,
@@ -23,6 +24,7 @@ from i2i_lightning.metrics.image import (
     ms_ssim_scales,
     ms_ssim_weights,
     psnr,
+    sharpness,
     ssim,
 )
 from i2i_lightning.metrics.kernel import clipped_subset_size, kernel_distance
@@ -35,21 +37,6 @@ from i2i_lightning.metrics.segmentation import (
     pixel_accuracy,
 )
 from i2i_lightning.types import UserError
-
-BETTER = {
-    "l1": "lower",
-    "psnr": "higher",
-    "ssim": "higher",
-    "ms_ssim": "higher",
-    "lpips_alex": "lower",
-    "lpips_vgg": "lower",
-    "fid": "lower",
-    "kid": "lower",
-    "pixel_accuracy": "higher",
-    "class_accuracy": "higher",
-    "mean_iou": "higher",
-}
-"""Every metric, and whether a good translation has a lower or a higher one."""
 
 METRICS = tuple(BETTER)
 SET_METRICS = ("fid", "kid")
@@ -289,7 +276,7 @@ class MetricSuite:
             return ms_ssim(output, target)
         if name == "psnr":
             return psnr(output, target).clamp(max=MAX_PSNR_DB)
-        return {"l1": l1, "ssim": ssim}[name](output, target)
+        return {"l1": l1, "ssim": ssim, "sharpness": sharpness}[name](output, target)
 
     def _confusion(
         self,
@@ -324,42 +311,44 @@ class MetricSuite:
         return {name: torch.cat(values).cpu() for name, values in self._values.items() if values}
 
     def compute(
-        self, gather: bool = False, num_outputs: int | None = None, num_targets: int | None = None
+        self, output_places: Tensor | None = None, target_places: Tensor | None = None
     ) -> dict[str, float]:
         """Return every figure, with ``kid_std`` beside ``kid``.
 
         Nothing is forgotten, and more images may follow.
 
         Args:
-            gather: Merge the images of all processes (``torch.distributed``); every one must call this, and
-                gets the same figures.
-            num_outputs: How many different outputs the processes had together, if a sampler gave some of them
-                to two: see :func:`gather_rows`.
-            num_targets: As ``num_outputs``, of targets.
+            output_places: Give both to merge the images of all processes (``torch.distributed``); every one
+                must call this, and gets the same figures. Where each of this process's outputs belongs, long
+                ``(N,)``, negative for those that another process has too; see :func:`gather_rows`.
+            target_places: The same for the targets, ``(M,)``.
 
         Returns:
             A figure for each name, in the order of the names; NaN for ``fid`` and ``kid`` of fewer than two
             outputs or targets, and for means over nothing.
         """
 
-        def merged(parts: list[Tensor], num_rows: int | None, dtype: torch.dtype = torch.float32) -> Tensor:
+        def merged(
+            parts: list[Tensor], places: Tensor | None, dtype: torch.dtype = torch.float32
+        ) -> Tensor:
             rows = torch.cat(parts) if parts else torch.empty(0, 0, dtype=dtype, device=self.device)
-            return (gather_rows(rows, num_rows) if gather else rows).cpu()
+            return (rows if places is None else gather_rows(rows, places)).cpu()
 
         figures = {
-            name: float(merged([part[:, None] for part in parts], num_outputs).double().mean())
+            name: float(merged([part[:, None] for part in parts], output_places).double().mean())
             for name, parts in self._values.items()
         }
         if set(SEGMENTATION_METRICS) & set(self.names):
             assert self.num_classes is not None  # the constructor asked for it
-            counts = merged(self._counts, num_outputs, torch.long).sum(0)
+            counts = merged(self._counts, output_places, torch.long).sum(0)
             counts = counts if counts.numel() else counts.new_zeros(self.num_classes**2)
             counts = counts.reshape(self.num_classes, self.num_classes)
             figures["pixel_accuracy"] = float(pixel_accuracy(counts))
             figures["class_accuracy"] = float(class_accuracy(counts))
             figures["mean_iou"] = float(mean_iou(counts))
         if self._features is not None:
-            outputs, targets = merged(self._outputs, num_outputs), merged(self._targets, num_targets)
+            outputs = merged(self._outputs, output_places)
+            targets = merged(self._targets, target_places)
             self._compared = (len(outputs), len(targets))
             figures |= self.compare(outputs, targets)
         names = [key for name in self.names for key in ((name, "kid_std") if name == "kid" else (name,))]
@@ -416,6 +405,8 @@ class MetricSuite:
             return {**paired, "unit": f"dB, peak 255; equal images count as {MAX_PSNR_DB:g}"}
         if name == "ssim":
             return {**paired, **similarity}
+        if name == "sharpness":
+            return {**paired, "unit": "root mean square of the Laplacian, output over target"}
         if name == "ms_ssim":
             scales = sorted(self._scales)
             return {
@@ -461,16 +452,13 @@ class MetricSuite:
         }
 
 
-def gather_rows(rows: Tensor, num_rows: int | None = None) -> Tensor:
-    """Return the rows of all processes, each the same, dealt out in turn as a sampler deals items.
-
-    Row i of process r comes to place ``i * processes + r``: where a sampler gave every process each
-    so-many-th image, this is the order of a single process, and what it repeated at the end to give all
-    equally many is cut off by ``num_rows``.
+def gather_rows(rows: Tensor, places: Tensor) -> Tensor:
+    """Return the rows of all processes in the order of their places, the same to each.
 
     Args:
         rows: This process's, ``(N, D)`` or none, on a device that the process group can reach; N may differ.
-        num_rows: Rows that are kept; None keeps all.
+        places: Where each belongs, long ``(N,)``, different over all processes; rows at negative ones are
+            left out, as what a sampler repeats must be.
 
     Returns:
         ``(M, D)``, on the same device.
@@ -484,16 +472,23 @@ def gather_rows(rows: Tensor, num_rows: int | None = None) -> Tensor:
         return rows
     padded = rows.new_zeros(int(counts.max()), int(widths.max()))
     padded[: len(rows), : rows.shape[1]] = rows
+    padded_places = torch.full((len(padded),), -1, dtype=torch.long, device=rows.device)
+    padded_places[: len(rows)] = places.to(rows.device)
     gathered = [torch.empty_like(padded) for _ in range(processes)]
+    gathered_places = [torch.empty_like(padded_places) for _ in range(processes)]
     torch.distributed.all_gather(gathered, padded)
-    there = torch.arange(len(padded), device=rows.device)[:, None] < counts
-    return torch.stack(gathered, 1)[there][:num_rows]
+    torch.distributed.all_gather(gathered_places, padded_places)
+    order = torch.cat(gathered_places)
+    counted = (order >= 0).nonzero()[:, 0]
+    return torch.cat(gathered)[counted[order[counted].argsort()]]
 
 
 def _smallest_px(name: str) -> int:
     """Return the shortest side that a metric can measure."""
     if name in ("ssim", "ms_ssim"):
         return SSIM_WINDOW_PX
+    if name == "sharpness":
+        return 3
     if name.startswith("lpips_"):
         from i2i_lightning.losses.perceptual import SMALLEST_PX
 

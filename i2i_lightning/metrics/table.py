@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from i2i_lightning.metrics.suite import BETTER
+from i2i_lightning.metrics.better import BETTER
 
 Figures = Mapping[str, float]
 
@@ -26,7 +26,7 @@ _HEADS = {
     "mean_iou": "mean IoU",
 }
 _DIGITS = {"psnr": 2, "fid": 2, "l1": 4, "kid": 4, "lpips_alex": 4, "lpips_vgg": 4}
-_ARROWS = {"lower": " ↓", "higher": " ↑"}
+_ARROWS = {"lower": " ↓", "higher": " ↑", "near 1": " → 1"}
 
 
 def mean_and_deviation(seeds: Sequence[Figures]) -> dict[str, dict[str, float]]:
@@ -59,7 +59,7 @@ def format_table(
 
     Args:
         rows: By name of the row, its figures, or those of each seed; a row need not have every metric.
-        better: ``lower`` or ``higher`` for metrics that the suite does not know.
+        better: ``lower``, ``higher`` or ``near 1`` for metrics that the suite does not know.
         width: Columns of the terminal; None asks it.
 
     >>> print(format_table({"outputs": {"psnr": 21.5, "kid": 0.01, "kid_std": 0.002}}, width=80))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from i2i_lightning.networks.sync_batchnorm import SyncBatchNorm2d
 from i2i_lightning.types import UserError
 
 Norm = Literal["batch", "instance", "syncbatch", "none"]
@@ -53,7 +54,7 @@ def norm_layer(kind: Norm) -> Callable[[int], nn.Module]:
 
     Args:
         kind: ``batch`` (affine, running statistics with momentum 0.1), ``instance`` (no parameters,
-            statistics in float32), ``syncbatch`` (as batch, over all GPUs) or ``none`` (the identity).
+            statistics in float32), ``syncbatch`` (as batch, over all processes) or ``none`` (the identity).
 
     Raises:
         UserError: If ``kind`` is none of these.
@@ -61,7 +62,7 @@ def norm_layer(kind: Norm) -> Callable[[int], nn.Module]:
     layers: dict[str, Callable[[int], nn.Module]] = {
         "batch": nn.BatchNorm2d,
         "instance": InstanceNorm2d,
-        "syncbatch": nn.SyncBatchNorm,
+        "syncbatch": SyncBatchNorm2d,
         "none": lambda channels: nn.Identity(),
     }
     if kind not in layers:

@@ -86,6 +86,7 @@ def test_baselines_by_hand(tmp_path):
         painted.append((colours[item["parsing"]].permute(2, 0, 1) - photo).abs().mean())
     assert report["pixel_error"]["copied_input"]["of_255"] == pytest.approx(float(sum(copied)) / 6, abs=1e-3)
     assert report["pixel_error"]["class_means"]["of_255"] == pytest.approx(float(sum(painted)) / 6, abs=1e-3)
+    assert set(report["sharpness"]) == {"outputs", "copied_input", "class_means"}
 
 
 @pytest.mark.parametrize("task", ["grey_to_colour_lab", "parsing_to_photo", "photo_to_cartoon"])

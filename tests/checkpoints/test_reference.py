@@ -132,6 +132,7 @@ def test_what_is_inferred_and_what_is_assumed(reference: SimpleNamespace, tmp_pa
             "norm": options.get("norm", "batch"),
             "dropout": dropout,
             "z_channels": 0,
+            "skips": True,
         }
     for hint, placement in ((False, "none"), ("none", "none"), ("paper", "paper"), (True, "reference")):
         assert open_generator(tmp_path / "u.pth", dropout=hint).architecture["dropout"] == placement

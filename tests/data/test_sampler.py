@@ -35,6 +35,26 @@ def test_ranks_share_the_epoch(size: int, ranks: int) -> None:
     assert sum(map(len, shares)) - size < ranks
 
 
+@pytest.mark.parametrize(("size", "block", "ranks"), [(7, 2, 2), (7, 3, 2), (5, 2, 4), (1, 4, 3), (8, 1, 3)])
+def test_batches_are_dealt_out_whole(size: int, block: int, ranks: int) -> None:
+    samplers = [EpochSampler(size, False, 0, ranks, rank, block) for rank in range(ranks)]
+    alone = list(range(size))
+    batches = [alone[start : start + block] for start in range(0, size, block)]
+    shares = []
+    for sampler in samplers:
+        share = [index for _, index in sampler]
+        assert len(share) == len(sampler)
+        shares.append([share[start : start + block] for start in range(0, len(share), block)])
+    assert len({len(share) for share in shares}) == 1, "every rank has as many batches"
+    dealt = [batch for turn in zip(*shares, strict=True) for batch in turn]
+    assert dealt[: len(batches)] == batches, "together they are those of a single process"
+    places = [place for sampler in samplers for place in sampler.places().tolist()]
+    assert sorted(place for place in places if place >= 0) == alone, "each item counts once"
+    for sampler in samplers:
+        kept = [(place, index) for place, (_, index) in zip(sampler.places(), sampler, strict=True) if place >= 0]
+        assert all(place == index for place, index in kept)
+
+
 def test_skip_moves_one_epoch_and_keeps_the_length() -> None:
     sampler = EpochSampler(10, shuffle=True, seed=1)
     whole = {epoch: [index for _, index in _epoch(sampler, epoch)] for epoch in (2, 3)}

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import csv
 import math
+import resource
 from pathlib import Path
+
+import pytest
 
 from i2i_lightning.loggers.csv_log import CSVLog
 
@@ -26,6 +29,35 @@ def test_one_row_per_step_and_growing_columns(tmp_path: Path) -> None:
         {"step": "0", "epoch": "", "a": "1.5", "b": "2", "val/l1": ""},
         {"step": "1", "epoch": "0", "a": "0.25", "b": "", "val/l1": "0.3333333"},
         {"step": "2", "epoch": "", "a": "nan", "b": "1e-09", "val/l1": ""},
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_a_full_disk_costs_rows_but_leaves_no_half_ones(tmp_path: Path) -> None:
+    log = CSVLog(tmp_path)
+    for step in range(3):
+        log.log_metrics({"a": step, "b": 0.5}, step=step)
+    log.save()
+    size = (tmp_path / "metrics.csv").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 3, before[1]))  # room for half a row
+    try:
+        log.log_metrics({"a": 3, "b": 0.5}, step=3)
+        for _ in range(2):
+            with pytest.raises(OSError, match="File too large"):
+                log.log_metrics({"a": 4, "b": 0.5}, step=4)
+        with pytest.raises(OSError, match="File too large"):
+            log.log_metrics({"a": 5, "c": 0.5}, step=5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    log.log_metrics({"a": 6, "c": 1}, step=6)
+    log.finalize("success")
+    assert [(row["step"], row["a"], row["b"], row["c"]) for row in read(tmp_path)] == [
+        ("0", "0", "0.5", ""),
+        ("1", "1", "0.5", ""),
+        ("2", "2", "0.5", ""),
+        ("3", "3", "0.5", ""),
+        ("6", "6", "", "1"),
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 

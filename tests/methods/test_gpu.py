@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import Precision
 from torch.utils.data import DataLoader
 
 from i2i_lightning.methods.base import Method
@@ -18,6 +19,7 @@ from i2i_lightning.methods.pix2pix import Pix2Pix, Pix2PixLoss
 from i2i_lightning.networks.patchgan import PatchGAN
 from i2i_lightning.networks.resnet import ResNetGenerator
 from i2i_lightning.networks.unet import UNet
+from i2i_lightning.strategies.precision import bf16, fp16, fp32, tf32
 
 pytestmark = pytest.mark.gpu
 
@@ -46,17 +48,19 @@ class SyncIsAnError(L.Callback):
 
 
 @pytest.mark.parametrize("build", [pix2pix, cyclegan])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-def test_trains_in_every_precision_without_waiting(precision: Any, build: Callable[[], Method]) -> None:
+@pytest.mark.parametrize("precision", [fp32, tf32, bf16, fp16])
+def test_trains_in_every_precision_without_waiting(
+    precision: Callable[[], Precision], build: Callable[[], Method]
+) -> None:
     items = [{key: torch.rand(3, 64, 64) * 2 - 1 for key in ("real_a", "real_b")} for _ in range(8)]
     method = build()
     # A gradient scaler looks for infinities on the host, by design: it is exempt.
-    callbacks = [] if precision == "16-mixed" else [SyncIsAnError()]
+    callbacks = [] if precision is fp16 else [SyncIsAnError()]
     trainer = L.Trainer(
         accelerator="gpu",
         devices=1,
         max_epochs=1,
-        precision=precision,
+        plugins=[precision()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

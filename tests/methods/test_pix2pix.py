@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -236,24 +234,6 @@ def test_test_mode_eval_uses_running_statistics() -> None:
     torch.testing.assert_close(evaluation.preview(batch)["output"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_accumulating_two_batches_equals_one_of_double_size() -> None:
-    # Without batch statistics the mean over two batches is the mean over their union. With an adversary it is
-    # not the same game: the first batch's generator gradient comes from a discriminator that has not stepped
-    # yet.
-    def run(accumulate: int, batch_size: int) -> nn.Module:
-        torch.manual_seed(0)
-        networks = UNet(3, 3, 5, 8, norm="instance", dropout="none"), PatchGAN(6, 8, 2, norm="instance")
-        method = Pix2Pix(*networks, Pix2PixLoss(lambda_gan=0), ADAM, accumulate_batches=accumulate)
-        fit(method, pairs(8, dtype=torch.float64), batch_size=batch_size, precision="64-true")
-        return method.generator
-
-    for one, two in zip(run(1, 4).parameters(), run(2, 2).parameters(), strict=True):
-        # Adam turns the rounding noise of a bias that a norm cancels into a step of full size; all else
-        # agrees.
-        if one.ndim > 1:
-            torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-9)
-
-
 def test_the_average_follows_its_equation() -> None:
     method = build(ema_decay=0.9)
     start = [p.detach().clone() for p in method.generator.parameters()]
@@ -313,24 +293,6 @@ def test_schedulers_step_once_an_epoch() -> None:
 def test_impossible_losses_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         Pix2PixLoss(**options)
-
-
-def test_fused_fp16_clipping_is_refused() -> None:
-    # On a CPU Lightning turns 16-mixed into bf16-mixed, so the trainer is made up.
-    parameters = [torch.nn.Parameter(torch.zeros(1))]
-    for fused, refused in ((True, True), (False, False)):
-        method = build(clip_norm=1.0)
-        optimizers = [torch.optim.Adam(parameters, fused=fused)]
-        method.trainer = SimpleNamespace(precision="16-mixed", optimizers=optimizers)  # type: ignore[assignment]
-        with pytest.raises(UserError, match=r"optimizer\.fused=false") if refused else nullcontext():
-            method.on_train_start()
-
-
-def test_fp16_does_not_accumulate() -> None:
-    method = build(accumulate_batches=2)
-    method.trainer = SimpleNamespace(precision="16-mixed", optimizers=[])  # type: ignore[assignment]
-    with pytest.raises(UserError, match=r"method\.accumulate_batches=2"):
-        method.on_train_start()
 
 
 def test_a_z_that_the_generator_cannot_take_is_refused() -> None:

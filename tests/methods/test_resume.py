@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from i2i_lightning.callbacks.checkpoints import Checkpoints, random_state, set_random_state
+from i2i_lightning.callbacks.checkpoints import Checkpoints
+from i2i_lightning.callbacks.random_state import random_state, set_random_state
 from i2i_lightning.checkpoints.io import read_checkpoint, write_beside
 from i2i_lightning.checkpoints.warm_start import warm_start
 from i2i_lightning.data.module import ImageDataModule
@@ -145,7 +146,7 @@ def assert_same(left: Any, right: Any, where: str = "") -> None:
         (Linear(EPOCHS, 2), 0, 1, EPOCHS * BATCHES),
         (Linear(EPOCHS, 2), 2, 1, EPOCHS * BATCHES),
         (Plateau(patience_epochs=0, threshold=0.5), 0, 1, EPOCHS * BATCHES),
-        # Steps after batches 2, 3, 4, 6, 8 and 9: a checkpoint never falls between two accumulated batches.
+        # Steps after batches 2, 3, 5, 6, 8 and 9: a checkpoint never falls between two accumulated batches.
         (Linear(EPOCHS, 2), 0, 2, 6),
     ],
     ids=["linear", "linear-two-workers", "plateau", "accumulation"],
@@ -193,7 +194,7 @@ def test_a_run_stopped_in_mid_epoch_goes_on_there(tmp_path: Path) -> None:
 def test_the_files_of_a_run(tmp_path: Path) -> None:
     run(tmp_path, Linear(EPOCHS, 2))
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["best.ckpt", "epoch_0002.ckpt", "last.ckpt"]
+    assert names == ["best.ckpt", "epoch_0002.ckpt", "last.ckpt", "last_1.ckpt"]
     assert not any("=" in name for name in names)
     last = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
     assert last["epoch"] == EPOCHS - 1

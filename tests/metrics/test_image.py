@@ -5,7 +5,7 @@ import doctest
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import correlate
+from scipy.ndimage import correlate, gaussian_filter, laplace
 
 import i2i_lightning.metrics.image as image_metrics
 from i2i_lightning.metrics.image import (
@@ -15,6 +15,7 @@ from i2i_lightning.metrics.image import (
     ms_ssim_scales,
     ms_ssim_weights,
     psnr,
+    sharpness,
     ssim,
 )
 
@@ -126,7 +127,7 @@ def test_an_inverted_image_has_no_complex_similarity() -> None:
 
 
 def test_float_and_uint8_agree() -> None:
-    for metric in (l1, psnr, ssim, ms_ssim):
+    for metric in (l1, psnr, ssim, ms_ssim, sharpness):
         torch.testing.assert_close(
             metric(*pair("uint8")), metric(*pair("float")).float(), rtol=1e-5, atol=1e-6
         )
@@ -138,6 +139,41 @@ def test_equal_images() -> None:
     assert torch.isinf(psnr(image, image)).all()
     torch.testing.assert_close(ssim(image, image), torch.ones(3))
     torch.testing.assert_close(ms_ssim(image, image), torch.ones(3))
+    assert sharpness(image, image).tolist() == [1, 1, 1]
+
+
+def test_sharpness_equals_an_independent_reference() -> None:
+    image, target = pair("uint8")
+
+    def rms(x: torch.Tensor) -> float:
+        inside = [laplace(channel.double().numpy())[1:-1, 1:-1] for channel in x]
+        return float(np.sqrt(np.mean(np.square(inside))))
+
+    expected = [rms(x) / rms(y) for x, y in zip(image, target, strict=True)]
+    assert sharpness(image, target).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_sharpness_falls_with_blur_and_rises_with_noise() -> None:
+    rng = np.random.default_rng(0)
+    edges = np.where(rng.random((1, 1, 8, 8)) < 0.5, 40.0, 215.0).repeat(8, 2).repeat(8, 3)
+
+    def levels(x: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(x / 127.5 - 1)
+
+    values = [
+        float(sharpness(levels(gaussian_filter(edges, (0, 0, sigma, sigma))), levels(edges)))
+        for sigma in (2.0, 1.0, 0.5, 0.0)
+    ]
+    assert values == sorted(values)
+    assert values[0] < 0.2  # though the height of every edge, and so the mean gradient, is nearly what it was
+    assert values[-1] == pytest.approx(1)
+    noisy = edges + rng.normal(0, 20, edges.shape)
+    assert float(sharpness(levels(noisy), levels(edges))) > 1.2
+    # A flat target divides by nothing.
+    flat = torch.full((1, 3, 8, 8), 77, dtype=torch.uint8)
+    assert sharpness(flat, flat).tolist() == [1]
+    with pytest.raises(ValueError, match="3x3"):
+        sharpness(flat[..., :2], flat[..., :2])
 
 
 def test_single_precision_holds_on_bright_flat_images() -> None:

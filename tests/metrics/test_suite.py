@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from i2i_lightning.metrics.frechet import frechet_distance
-from i2i_lightning.metrics.image import l1, ms_ssim, psnr, ssim
+from i2i_lightning.metrics.image import l1, ms_ssim, psnr, sharpness, ssim
 from i2i_lightning.metrics.kernel import kernel_distance
 from i2i_lightning.metrics.segmentation import NOT_COUNTED, PALETTES
-from i2i_lightning.metrics.suite import BETTER, MAX_PSNR_DB, METRICS, MetricSuite, check_names, gather_rows
+from i2i_lightning.metrics.better import BETTER
+from i2i_lightning.metrics.suite import MAX_PSNR_DB, METRICS, MetricSuite, check_names, gather_rows
 from i2i_lightning.types import UserError
 
 
@@ -69,6 +70,7 @@ def test_every_figure_is_that_of_the_set_whatever_the_batches(batch: int) -> Non
         "psnr": float(psnr(output, target).mean()),
         "ssim": float(ssim(output, target).mean()),
         "ms_ssim": float(ms_ssim(output, target).mean()),
+        "sharpness": float(sharpness(output, target).mean()),
         "lpips_alex": float(far_apart(output, target).mean()),
         "lpips_vgg": float(far_apart(output, target).mean()),
         "fid": frechet_distance(features, reference),
@@ -130,7 +132,7 @@ def test_outputs_equal_to_their_targets() -> None:
     measured.add_targets(target)
     figures = measured.compute()
     assert figures["psnr"] == MAX_PSNR_DB
-    best = {"l1": 0, "ssim": 1, "ms_ssim": 1, "fid": 0, "pixel_accuracy": 1, "mean_iou": 1}
+    best = {"l1": 0, "ssim": 1, "ms_ssim": 1, "sharpness": 1, "fid": 0, "pixel_accuracy": 1, "mean_iou": 1}
     assert {name: figures[name] for name in best} == pytest.approx(best, abs=1e-6)
     assert figures["kid"] < 0.2
 
@@ -220,13 +222,16 @@ def _measure_share(rank: int, rendezvous: str, results: Queue[Any]) -> None:
         "gloo", f"file://{rendezvous}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
     output, target = images(7, 0), images(7, 1)
-    share = [index % 7 for index in range(8)][rank::2]  # as a sampler deals them, the first twice
+    share = [[0, 1, 4, 5], [2, 3, 6, 0]][rank]  # as a sampler deals batches of two, the first image twice
     measured = suite()
     measured.update(output[share], target[share])
     measured.add_targets(target[share])
-    figures = measured.compute(gather=True, num_outputs=7, num_targets=7)
-    uneven = gather_rows(torch.arange(3 if rank == 0 else 1)[:, None] + 10 * rank)
-    nothing = gather_rows(torch.ones(2, 4) if rank == 0 else torch.empty(0, 0))
+    places = torch.tensor([[0, 1, 4, 5], [2, 3, 6, -1]][rank])
+    figures = measured.compute(places, places)
+    rows = torch.arange(3 if rank == 0 else 1)[:, None] + 10 * rank
+    uneven = gather_rows(rows, torch.tensor([0, 3, 7] if rank == 0 else [2]))
+    empty = torch.empty(0, 0), torch.empty(0, dtype=torch.long)
+    nothing = gather_rows(*((torch.ones(2, 4), torch.arange(2)) if rank == 0 else empty))
     results.put((rank, figures, uneven.flatten().tolist(), tuple(nothing.shape)))
     torch.distributed.destroy_process_group()
 
@@ -251,5 +256,5 @@ def test_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
     for _, figures, uneven, nothing in found:
         assert figures == pytest.approx(expected, rel=1e-6)
         assert figures["kid"] == expected["kid"]  # the same images in the same order
-        assert uneven == [0, 10, 1, 2]
+        assert uneven == [0, 10, 1, 2]  # by place, not by process
         assert nothing == (2, 4)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from i2i_lightning.networks.init import init_weights
 from i2i_lightning.networks.layers import InstanceNorm2d, SpectralConv2d, norm_layer
+from i2i_lightning.networks.sync_batchnorm import SyncBatchNorm2d
 from i2i_lightning.types import UserError
 
 
@@ -47,7 +48,7 @@ def test_instance_norm_stays_in_float32_under_autocast() -> None:
 def test_norm_layer_makes_each_kind_and_lists_them_in_its_error() -> None:
     assert isinstance(norm_layer("batch")(4), nn.BatchNorm2d)
     assert isinstance(norm_layer("instance")(4), nn.InstanceNorm2d)
-    assert isinstance(norm_layer("syncbatch")(4), nn.SyncBatchNorm)
+    assert isinstance(norm_layer("syncbatch")(4), SyncBatchNorm2d)
     assert isinstance(norm_layer("none")(4), nn.Identity)
     with pytest.raises(UserError, match="norm=bach: choose one of batch, instance, syncbatch, none"):
         norm_layer("bach")
@@ -107,7 +108,7 @@ def test_spectral_convolution_measures_in_float32_under_autocast() -> None:
 def layers() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(64, 128, 4), nn.BatchNorm2d(4096), nn.ConvTranspose2d(32, 128, 4), nn.SyncBatchNorm(4096)
+        nn.Conv2d(64, 128, 4), nn.BatchNorm2d(4096), nn.ConvTranspose2d(32, 128, 4), SyncBatchNorm2d(4096)
     )
 
 

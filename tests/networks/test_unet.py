@@ -99,6 +99,28 @@ def test_parameter_counts_are_the_published_ones(num_downs: int, parameters: int
     assert sum(p.numel() for p in unet.parameters()) == parameters
 
 
+@pytest.mark.parametrize(("num_downs", "fewer"), [(7, 11_144_192), (8, 15_338_496)])
+def test_an_encoder_decoder_is_the_same_without_what_the_skips_add(num_downs: int, fewer: int) -> None:
+    with torch.device("meta"):
+        counts = [
+            sum(p.numel() for p in UNet(3, 3, num_downs=num_downs, skips=skips).parameters())
+            for skips in (True, False)
+        ]
+    # Each decoder layer but the innermost read as many channels again: 4x4 weights to each of its outputs.
+    widths = [64 * min(2**level, 8) for level in range(num_downs)]
+    read = sum(16 * widths[level] * ([3, *widths][level]) for level in range(num_downs - 1))
+    assert counts[0] - counts[1] == read == fewer
+
+
+def test_without_skips_everything_passes_the_bottleneck() -> None:
+    torch.manual_seed(0)
+    unet = UNet(3, 3, num_downs=2, base_channels=4, norm="none", dropout="none", skips=False).eval()
+    with torch.no_grad():
+        unet.encoder[-1].conv.weight.zero_()
+        first, second = unet(torch.randn(2, 3, 8, 8))
+    assert torch.equal(first, second)
+
+
 @pytest.mark.parametrize("num_downs", [2, 3, 4, 6, 9])
 def test_any_depth_runs_at_its_smallest_size(num_downs: int) -> None:
     unet = UNet(1, 3, num_downs=num_downs, base_channels=2)

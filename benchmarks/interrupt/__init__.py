@@ -1,0 +1,1 @@
+"""Kill training at random moments, continue it, and compare: ``python -m benchmarks.interrupt``."""

@@ -1,0 +1,245 @@
+"""Every strategy with every number format and every method, for a few batches: what runs, as a table.
+
+``python -m benchmarks.strategies --run ddp --results cells.jsonl`` runs the cells of one strategy, all in the
+processes of one launch, and writes a line for each. ``python -m benchmarks.strategies --write`` puts the table
+into docs/strategies.md. The tests do the first and compare the second.
+
+Each cell composes the command's own config, shrunk to small networks and pictures of 32 px, and builds what it
+names as ``i2i-train`` does. It passes if every loss was finite, every player's weights moved, and all processes
+ended with the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from omegaconf import OmegaConf
+
+from i2i_lightning import config
+from i2i_lightning.cli.app import quiet_others
+from i2i_lightning.cli.folders import conf_dir, group_options
+from i2i_lightning.commands.train import entries
+from i2i_lightning.strategies.cluster import cluster_environment
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "strategies.md"
+BEGIN, END = "<!-- table: python -m benchmarks.strategies --write -->", "<!-- end of table -->"
+
+HARDWARE = {"gpu": "CUDA", "mps": "MPS"}
+"""Strategies that need more than a CPU, and what."""
+PROCESSES = {
+    "ddp": ["trainer.accelerator=cpu", "trainer.devices=2"],
+    "ddp_spawn": ["trainer.accelerator=cpu", "trainer.devices=2"],
+    "multi_node": ["trainer.accelerator=cpu", "trainer.devices=1"],
+}
+"""How the strategies of several processes run on a machine without GPUs."""
+UNSUPPORTED = {("mps", "fp16"), ("mps", "fp64")}
+"""What is refused with a message."""
+
+FEW = {
+    "data": {"num_train": 8, "num_train_a": 8, "num_train_b": 6, "num_val": 3, "num_test": 2},
+    "generator": {"num_blocks": 1},
+}
+"""Sizes that some options of a group have."""
+SMALL = [
+    "data.crop_px=32",
+    "data.batch_size=2",
+    "data.val_batch_size=2",
+    "generator.base_channels=4",
+    "discriminator.base_channels=4",
+    "discriminator.num_layers=1",
+    "trainer.max_epochs=1",
+    "trainer.log_every_n_steps=1",
+    "trainer.enable_progress_bar=false",
+    "callbacks.previews.num_samples=2",
+    "callbacks.progress=null",
+    "callbacks.toyfaces=null",
+    "callbacks.gallery=null",
+]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of config groups."""
+
+    strategy: str
+    precision: str
+    method: str
+
+    @property
+    def text(self) -> str:
+        """What the table says of it."""
+        if (self.strategy, self.precision) in UNSUPPORTED:
+            return "refused"
+        needs = HARDWARE.get(self.strategy)
+        return "run by a test" if needs is None else f"not run: needs {needs}"
+
+
+def cells(strategies: Sequence[str] | None = None) -> list[Cell]:
+    """Return every combination of the files in conf/trainer, conf/precision and conf/method."""
+    groups = [group_options(conf_dir(), group) for group in ("trainer", "precision", "method")]
+    chosen = groups[0] if strategies is None else strategies
+    return [Cell(*names) for names in ((s, p, m) for s in chosen for p in groups[1] for m in groups[2])]
+
+
+def table() -> str:
+    """Return the table as Markdown: a row for each strategy and precision, a column for each method."""
+    methods = group_options(conf_dir(), "method")
+    lines = [f"| trainer | precision | {' | '.join(methods)} |", "| --- " * (2 + len(methods)) + "|"]
+    rows: dict[tuple[str, str], list[str]] = {}
+    for cell in cells():
+        rows.setdefault((cell.strategy, cell.precision), []).append(cell.text)
+    return "\n".join([*lines, *(f"| {s} | {p} | {' | '.join(texts)} |" for (s, p), texts in rows.items())])
+
+
+def document(text: str) -> str:
+    """Return the text of docs/strategies.md with the table in its place."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+
+
+# ---------------------------------------------------------------------------------------------------- running
+
+
+class Probe(Callback):
+    """Watch a run from every process, and write what came of it from the first.
+
+    Args:
+        cell: What runs.
+        results: File to add a line of JSON to.
+    """
+
+    def __init__(self, cell: Cell, results: Path) -> None:
+        self.cell, self.results = cell, results
+        self._before: dict[str, str] = {}
+        self._batches = 0
+        self._is_finite = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note where the weights begin."""
+        self._before = weight_hashes(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the losses."""
+        terms: dict[str, torch.Tensor] = pl_module.step_terms  # type: ignore[assignment]
+        self._batches += 1
+        self._is_finite &= bool(terms) and all(math.isfinite(float(value)) for value in terms.values())
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the weights with their beginning, and with those of the other processes."""
+        after = weight_hashes(pl_module)
+        mine = {
+            "batches": self._batches,
+            "finite": self._is_finite,
+            "unmoved": [name for name, digest in after.items() if digest == self._before[name]],
+            "weights": after,
+        }
+        everyone: list[Any] = [mine]
+        if trainer.world_size > 1:
+            everyone = [None] * trainer.world_size
+            torch.distributed.all_gather_object(everyone, mine)
+        if not trainer.is_global_zero:
+            return
+        line = asdict(self.cell) | {
+            "processes": len(everyone),
+            "batches": sum(one["batches"] for one in everyone),
+            "finite": all(one["finite"] for one in everyone),
+            "unmoved": sorted({name for one in everyone for name in one["unmoved"]}),
+            "equal": all(one["weights"] == mine["weights"] for one in everyone),
+            "precision_of_lightning": trainer.precision,
+        }
+        with self.results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def weight_hashes(pl_module: LightningModule) -> dict[str, str]:
+    """Return a digest of each player's parameters, to the bit."""
+    players: dict[str, list[torch.nn.Module]] = pl_module.players  # type: ignore[assignment]
+    digests = {}
+    for name, networks in players.items():
+        digest = hashlib.sha256()
+        for parameter in (p for network in networks for p in network.parameters()):
+            digest.update(parameter.detach().cpu().numpy().tobytes())
+        digests[name] = digest.hexdigest()
+    return digests
+
+
+@contextmanager
+def configs() -> Iterator[None]:
+    """Let configs be composed within this context."""
+    config.register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        yield
+
+
+def run(cell: Cell, folder: Path, results: Path, extra: Sequence[str] = ()) -> None:
+    """Train a cell for an epoch of a few batches; call it within :func:`configs`.
+
+    Args:
+        cell: What to run.
+        folder: Run folder.
+        results: File that :class:`Probe` adds a line to.
+        extra: Further overrides.
+    """
+    choice = [f"trainer={cell.strategy}", f"precision={cell.precision}", f"method={cell.method}"]
+    whole = compose("train", overrides=choice)
+    sizes = [
+        f"{node}.{key}={few}"
+        for node, keys in FEW.items()
+        for key, few in keys.items()
+        if key in whole[node]
+    ]
+    # From the usual 65536, fp16 leaves out more steps than these until it has found its scale.
+    scale = ["precision.init_scale=64"] if cell.precision == "fp16" else []
+    own = [f"logger.csv.save_dir='{folder}'", *PROCESSES.get(cell.strategy, []), *scale, *extra]
+    composed = compose("train", overrides=[*choice, *SMALL, *sizes, *own])
+    seed_everything(composed.seed, workers=True, verbose=False)
+    method = instantiate(composed.method, _convert_="all")
+    method.config = OmegaConf.to_container(composed.method, resolve=True)
+    plugins = [instantiate(composed.precision, _convert_="all"), cluster_environment()]
+    trainer = instantiate(
+        composed.trainer,
+        plugins=[plugin for plugin in plugins if plugin is not None],
+        callbacks=[*entries(composed.callbacks), Probe(cell, results)],
+        logger=entries(composed.logger),
+        default_root_dir=str(folder),
+        _convert_="all",
+    )
+    trainer.fit(method, datamodule=instantiate(composed.data, _convert_="all"))
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run or write, as the words say; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.strategies", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="put the table into docs/strategies.md")
+    parser.add_argument("--run", metavar="STRATEGY", help="run every cell of a strategy")
+    parser.add_argument("--results", type=Path, default=Path("cells.jsonl"), help="file for a line per cell")
+    arguments = parser.parse_args(words)
+    if arguments.write:
+        DOCUMENT.write_text(document(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    if arguments.run:
+        quiet_others()
+        with tempfile.TemporaryDirectory() as folder, configs():
+            for number, cell in enumerate(cells([arguments.run])):
+                run(cell, Path(folder, str(number)), arguments.results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,503 @@
+"""Hydra's sweeper of a study by Optuna: each job is a trial, and what the study learns outlives its process.
+
+The study lies in the sweep's folder, so that the same command line continues it, after a crash as well. A
+trial's number is its job's number and the name of its run folder; its value is a figure that the run wrote
+there, so that it does not matter where the job ran.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shlex
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from i2i_lightning.cli.lock import RunLock, is_running
+from i2i_lightning.sweeps.directions import better
+from i2i_lightning.sweeps.runs import STUDY, read_run
+from i2i_lightning.types import UserError
+
+if TYPE_CHECKING:
+    import optuna
+
+JOURNAL = "study.journal"
+BEST = "best.yaml"
+WORKER = "worker"
+"""Attribute of a trial: the process that runs it, and holds the lock of that name."""
+RETRY_OF = "begun_again_for"
+"""Attribute of a trial: the number of the one whose process died."""
+REASON = "reason"
+"""Attribute of a trial: why it failed."""
+WORKERS = "workers"
+"""Folder of the locks by which processes on a study tell the living from the dead."""
+
+DIRECTIONS = {"lower": "minimize", "higher": "maximize"}
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """How a study chooses its trials; the keys of ``sweep``.
+
+    Args:
+        study: Its name, and that of its folder.
+        monitor: Figure to optimise: a column of ``metrics.csv`` (its newest value), or one of ``report.json``
+            as ``i2i-sweep-report`` calls it (``judge_iou``).
+        direction: minimize or maximize; None where it is known of the figure.
+        trials: Trials of the whole study, those of earlier commands included.
+        storage: None for a journal in the sweep's folder, or a database's address (``sqlite:///file.db``).
+        sampler: tpe or random.
+        sampler_startup_trials: Trials drawn at random before ``tpe`` looks at what they gave.
+        seed: Seed of the sampler. A continued study goes on as it would have without the pause.
+        at_once: Jobs given to the launcher at a time.
+        pruner: median or halving; None prunes nothing.
+        pruner_startup_trials: Trials that ``median`` lets finish before it stops any.
+        pruner_warmup_epochs: Epochs of each trial that are not judged.
+        trial: Number of the trial that a job is; set by the sweeper.
+
+    Raises:
+        UserError: If an option is not among those above.
+    """
+
+    study: str
+    monitor: str
+    direction: str | None
+    trials: int
+    storage: str | None
+    sampler: str
+    sampler_startup_trials: int
+    seed: int
+    at_once: int
+    pruner: str | None
+    pruner_startup_trials: int
+    pruner_warmup_epochs: int
+    trial: int | None
+
+    def __post_init__(self) -> None:
+        for key in ("trials", "at_once"):
+            if getattr(self, key) < 1:
+                raise UserError(f"sweep.{key}={getattr(self, key)}: give at least 1")
+        if self.sampler not in ("tpe", "random"):
+            raise UserError(f"sweep.sampler={self.sampler}: give tpe or random")
+        if self.pruner not in ("median", "halving", None):
+            raise UserError(f"sweep.pruner={self.pruner}: give median, halving or null")
+        if self.direction not in ("minimize", "maximize", None):
+            raise UserError(f"sweep.direction={self.direction}: give minimize or maximize")
+        if self.direction is None and better(self.monitor) not in DIRECTIONS:
+            raise UserError(
+                f"sweep.monitor={self.monitor}: nobody knows which way is better; "
+                "give sweep.direction=minimize or maximize"
+            )
+
+    @property
+    def wanted(self) -> Literal["minimize", "maximize"]:
+        """Which way the figure is to go: ``minimize`` or ``maximize``."""
+        direction = self.direction or DIRECTIONS[str(better(self.monitor))]
+        return "minimize" if direction == "minimize" else "maximize"
+
+
+def options_of(config: DictConfig) -> StudyOptions:
+    """Return the options of the study under ``sweep``, checked.
+
+    Raises:
+        UserError: If one of them is wrong.
+    """
+    from i2i_lightning.cli.check import describe, fits
+
+    values = cast("dict[str, Any]", OmegaConf.to_container(config.sweep, resolve=True))
+    hints = {"study": str, "monitor": str, "trials": int, "seed": int, "at_once": int, "trial": int | None}
+    for key, hint in hints.items():
+        if not fits(values.get(key), hint):
+            raise UserError(f"sweep.{key}={values.get(key)!r}: give {describe(hint)}")
+    return StudyOptions(**values)
+
+
+def trial_report(config: DictConfig, sweep_folder: Path) -> Any:
+    """Return the callback by which a run is a trial of the study that ``sweep`` describes.
+
+    Args:
+        config: The run's config.
+        sweep_folder: Folder of the study, above the run's own.
+    """
+    from i2i_lightning.callbacks.trial import TrialReport
+
+    options = options_of(config)
+    assert options.trial is not None
+    return TrialReport(
+        storage=options.storage or str(sweep_folder / JOURNAL),
+        study=options.study,
+        trial=options.trial,
+        monitor=options.monitor,
+        pruner=options.pruner,
+        pruner_startup_trials=options.pruner_startup_trials,
+        pruner_warmup_epochs=options.pruner_warmup_epochs,
+    )
+
+
+class OptunaSweeper(Sweeper):
+    """Ask a study for values, let the launcher run them, tell the study what came of it.
+
+    A job that fails is a failed trial, and the study goes on; so is one whose process was killed, and its
+    values are tried again first thing when the study is continued.
+
+    Args:
+        max_batch_size: Nothing here: ``sweep.at_once`` says how many jobs the launcher is given.
+        params: The search space: key to a sweep in Hydra's grammar, such as ``tag(log, interval(1, 100))`` or
+            ``choice(batch, instance)``. Sweeps in the command line come beside it, or in its place.
+    """
+
+    config: DictConfig
+    launcher: Launcher
+    hydra_context: HydraContext
+
+    def __init__(self, max_batch_size: int | None, params: Mapping[str, Any] | None = None) -> None:
+        self.params = dict(params or {})
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra hands over."""
+        from hydra.core.plugins import Plugins
+
+        self.config, self.hydra_context = config, hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run trials until the study has as many as it is to have.
+
+        Raises:
+            UserError: If Optuna is missing, the space is wrong, or every trial has failed.
+        """
+        from i2i_lightning.callbacks.trial import MISSING
+
+        try:
+            import optuna
+        except ImportError as error:
+            raise UserError(MISSING) from error
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        options = options_of(self.config)
+        space, fixed = self._space(arguments)
+        folder = Path(str(self.config.hydra.sweep.dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        study = _Study(folder.absolute(), options, space, fixed)
+        with study:
+            study.begin()
+            while batch := study.ask(options.at_once):
+                for first, jobs in _in_a_row(batch):
+                    try:
+                        returned = self.launcher.launch([study.words(trial) for trial in jobs], first)
+                    except Exception as error:
+                        # No job can be composed or started; the next ones would fail as well.
+                        for trial in jobs:
+                            study.fail(trial, _worded(error))
+                        raise
+                    for trial, result in zip(jobs, returned, strict=True):
+                        study.tell(trial, result)
+            study.end()
+
+    def _space(self, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+        """Return Optuna's distribution of each key, and the overrides that all jobs share."""
+        words = [f"{key}={value}" for key, value in self.params.items()]
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        words += arguments  # which say the last word
+        parsed = {override.get_key_element(): override for override in parser.parse_overrides(words)}
+        space = {key: distribution(word) for key, word in parsed.items() if word.is_sweep_override()}
+        fixed = [
+            f"{key}={word.get_value_element_as_str()}" if word.input_line and "=" in word.input_line else key
+            for key, word in parsed.items()
+            if not word.is_sweep_override()
+        ]
+        if not space:
+            raise UserError(
+                "sweep=optuna: nothing to choose; give a space, such as 'loss.lambda_l1=interval(1,100)'"
+            )
+        return space, fixed
+
+
+def distribution(override: Override) -> optuna.distributions.BaseDistribution:
+    """Return the distribution that a sweep in Hydra's grammar means.
+
+    ``a,b`` and ``choice(a,b)`` are categories; ``range(1,10,2)`` and ``interval(0.1,1)`` numbers, on a
+    logarithmic scale with ``tag(log, ...)``; ``int(interval(1,8))`` whole ones.
+
+    Raises:
+        UserError: If it means none.
+    """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    key, value = override.get_key_element(), override.value()
+    try:
+        if isinstance(value, IntervalSweep):
+            log = "log" in value.tags
+            ends: tuple[Any, Any] = (value.start, value.end)
+            if all(isinstance(end, int) for end in ends):
+                return IntDistribution(*ends, log=log)
+            return FloatDistribution(float(ends[0]), float(ends[1]), log=log)
+        if isinstance(value, RangeSweep):
+            values = list(value.range())  # which ends before its stop
+            if all(isinstance(x, int) for x in values):
+                return IntDistribution(values[0], values[-1], step=int(value.step))
+            return FloatDistribution(values[0], values[-1], step=float(value.step))
+        # As text: so they go back into an override.
+        return CategoricalDistribution(list(override.sweep_string_iterator()))
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{key}: not a range of numbers to search: {error}") from error
+
+
+def _in_a_row(trials: Sequence[optuna.trial.Trial]) -> Iterator[tuple[int, list[optuna.trial.Trial]]]:
+    """Yield trials whose numbers follow each other, with the first number: so a launcher counts its jobs.
+
+    Another process on the same study may have taken the numbers in between.
+    """
+    for _, group in itertools.groupby(enumerate(trials), key=lambda pair: pair[1].number - pair[0]):
+        jobs = [trial for _, trial in group]
+        yield jobs[0].number, jobs
+
+
+class _Study:
+    """A study in its folder, and this process's part in it."""
+
+    def __init__(
+        self, folder: Path, options: StudyOptions, space: Mapping[str, Any], fixed: Sequence[str]
+    ) -> None:
+        import optuna
+
+        from i2i_lightning.callbacks.trial import make_pruner, open_storage
+
+        self.folder, self.options, self.space, self.fixed = folder, options, dict(space), list(fixed)
+        self.worker = uuid.uuid4().hex[:12]
+        self._lock = RunLock(folder / WORKERS / self.worker)
+        self.failed: list[int] = []
+        """Trials of this process that failed."""
+        try:
+            self.study = optuna.create_study(
+                study_name=options.study,
+                storage=open_storage(options.storage or str(folder / JOURNAL)),
+                direction=options.wanted,
+                pruner=make_pruner(
+                    options.pruner, options.pruner_startup_trials, options.pruner_warmup_epochs
+                ),
+                load_if_exists=True,
+            )
+        except ValueError as error:
+            raise UserError(f"sweep.study={options.study}: {error}") from error
+        if self.study.direction.name.lower() != options.wanted:
+            raise UserError(
+                f"sweep.study={options.study}: its figure is to be {self.study.direction.name.lower()}d, and "
+                f"{options.monitor} {options.wanted}d; give sweep.study another name"
+            )
+
+    def __enter__(self) -> _Study:
+        self._lock.folder.mkdir(parents=True)
+        self._lock.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        shutil.rmtree(self._lock.folder, ignore_errors=True)
+        self.write()
+
+    # -------------------- trials
+
+    def begin(self) -> None:
+        """Settle what dead processes left running, and say what there is already."""
+        from optuna.trial import TrialState
+
+        again = []
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            worker = trial.user_attrs.get(WORKER)
+            if worker is not None and is_running(self.folder / WORKERS / worker):
+                continue
+            shutil.rmtree(self.folder / WORKERS / str(worker), ignore_errors=True)
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            self.study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
+            again.append(trial.number)
+        done = len(self._counted())
+        if done or again:
+            lost = f"; begun again, because their process was killed: {_list(again)}" if again else ""
+            study, wanted = self.options.study, self.options.trials
+            print(f"Study {study}: {done} of {wanted} trials are there{lost}", flush=True)
+        self.write()
+
+    def _counted(self) -> list[optuna.trial.FrozenTrial]:
+        """Return the trials that count: all but those that wait, and those that were begun again."""
+        from optuna.trial import TrialState
+
+        trials = self.study.get_trials(deepcopy=False)
+        replaced = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+        return [t for t in trials if t.state != TrialState.WAITING and t.number not in replaced]
+
+    def ask(self, number: int) -> list[optuna.trial.Trial]:
+        """Return the next trials, at most ``number``; none where the study is complete."""
+        trials: list[optuna.trial.Trial] = []
+        while len(trials) < number and len(self._counted()) < self.options.trials:
+            # Seeded anew for each trial by its number: a study that was interrupted goes on as it would have.
+            self.study.sampler = self._sampler(len(self.study.get_trials(deepcopy=False)))
+            trial = self.study.ask(self.space)
+            trial.set_user_attr(WORKER, self.worker)
+            trials.append(trial)
+        self.write()
+        return trials
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        import numpy as np
+        from optuna import samplers
+
+        seed = int(np.random.SeedSequence([self.options.seed, number]).generate_state(1)[0])
+        if self.options.sampler == "random":
+            return samplers.RandomSampler(seed=seed)
+        return samplers.TPESampler(seed=seed, n_startup_trials=self.options.sampler_startup_trials)
+
+    def words(self, trial: optuna.trial.Trial) -> list[str]:
+        """Return the overrides of a trial's job."""
+        return [*self._repeatable(trial.params), f"sweep.trial={trial.number}"]
+
+    def _repeatable(self, params: Mapping[str, Any]) -> list[str]:
+        return [*self.fixed, *(f"{key}={_shown(value)}" for key, value in params.items())]
+
+    def tell(self, trial: optuna.trial.Trial, returned: JobReturn) -> None:
+        """Tell the study how a trial went."""
+        from optuna.trial import TrialState
+
+        from i2i_lightning.callbacks.trial import PRUNED
+
+        run = read_run(self.folder / str(trial.number), self.folder)
+        value = run.metrics.get(self.options.monitor)
+        stored = self.study.get_trials(deepcopy=False)[trial.number]
+        if returned.status != JobStatus.COMPLETED:
+            reason = _worded(returned._return_value)
+        elif PRUNED in stored.user_attrs:
+            self.study.tell(trial, state=TrialState.PRUNED)
+            reason = ""
+        elif value is None or not math.isfinite(value):
+            there = ", ".join(sorted(run.metrics)) or "none"
+            reason = f"the run wrote no {self.options.monitor}; there is: {there}"
+        else:
+            self.study.tell(trial, value)
+            reason = ""
+        if reason:
+            self.fail(trial, reason)
+        self._say(trial.number)
+        self.write()
+
+    def fail(self, trial: optuna.trial.Trial, reason: str) -> None:
+        """Note that a trial failed, and why."""
+        from optuna.trial import TrialState
+
+        trial.set_user_attr(REASON, reason)
+        self.study.tell(trial, state=TrialState.FAIL)
+        self.failed.append(trial.number)
+
+    def _say(self, number: int) -> None:
+        trial = self.study.get_trials(deepcopy=False)[number]
+        text = f"Trial {number}: {trial.state.name.lower()}"
+        if trial.value is not None:
+            text += f", {self.options.monitor} {trial.value:.6g}"
+            text += " (the best so far)" if self._best() == number else ""
+        print(f"{text}{': ' + trial.user_attrs[REASON] if REASON in trial.user_attrs else ''}", flush=True)
+
+    def _best(self) -> int | None:
+        from optuna.trial import TrialState
+
+        done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        sign = 1 if self.options.wanted == "minimize" else -1
+        return min(done, key=lambda trial: sign * float(trial.value or 0.0)).number if done else None
+
+    # -------------------- what it leaves
+
+    def write(self) -> None:
+        """Write the trials down for people and reports, and the best one with the command that repeats it."""
+        from i2i_lightning.checkpoints.io import write_beside
+
+        trials = self.study.get_trials(deepcopy=False)
+        record = {
+            "study": self.options.study,
+            "monitor": self.options.monitor,
+            "direction": self.options.wanted,
+            "trials_wanted": self.options.trials,
+            "best": self._best(),
+            "trials": [
+                {
+                    "number": trial.number,
+                    "state": trial.state.name.lower(),
+                    "value": trial.value,
+                    "params": trial.params,
+                    "reason": trial.user_attrs.get(REASON, ""),
+                    "begun_again_for": trial.user_attrs.get(RETRY_OF),
+                }
+                for trial in trials
+            ],
+        }
+        text = json.dumps(record, indent=1) + "\n"
+        write_beside(self.folder / STUDY, lambda path: _write(path, text))
+        best = self._best()
+        if best is None:
+            return
+        trial = trials[best]
+        words = [word for word in self._repeatable(trial.params) if not word.startswith(("sweep=", "sweep."))]
+        found = {
+            "trial": best,
+            self.options.monitor: trial.value,
+            "params": trial.params,
+            "command": shlex.join(["i2i-train", *words]),
+            "folder": str(self.folder / str(best)),
+        }
+        yaml = OmegaConf.to_yaml(OmegaConf.create(found))
+        write_beside(self.folder / BEST, lambda path: _write(path, yaml))
+
+    def end(self) -> None:
+        """Say what the best trial is, and which ones failed.
+
+        Raises:
+            UserError: If this process ran trials, and every one of them failed.
+        """
+        best = self._best()
+        if best is None and self.failed:
+            last = f"{self._last_reason()}\nits folder: {self.folder / str(self.failed[-1])}"
+            raise UserError(f"every trial failed; the last one: {last}")
+        if best is None:
+            raise UserError(f"study {self.options.study}: no trial has a value")
+        trial = self.study.get_trials(deepcopy=False)[best]
+        print(
+            f"Best of {len(self._counted())} trials: {best}, {self.options.monitor} {trial.value:.6g}; "
+            f"the command that repeats it: {self.folder / BEST}",
+            flush=True,
+        )
+        if self.failed:
+            print(f"Failed trials: {_list(self.failed)}, in folders of these names", flush=True)
+
+    def _last_reason(self) -> str:
+        return str(self.study.get_trials(deepcopy=False)[self.failed[-1]].user_attrs.get(REASON, ""))
+
+
+def _shown(value: Any) -> str:
+    """Return a value as an override holds it; a category is text of Hydra's grammar already."""
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _worded(error: object) -> str:
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else ""
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def _list(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

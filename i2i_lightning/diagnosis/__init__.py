@@ -1,0 +1,1 @@
+"""What ``i2i-doctor`` looks at: the machine, its surroundings, and how fast it trains."""

@@ -1,0 +1,1 @@
+"""What many runs have in common and where they differ. Reads files alone: nothing here imports torch."""
