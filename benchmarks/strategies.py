@@ -1,12 +1,12 @@
 """Every strategy with every number format and every method, for a few batches: what runs, as a table.
 
-``python -m benchmarks.strategies --run ddp --results cells.jsonl`` runs the cells of one strategy, all in the
-processes of one launch, and writes a line for each. ``python -m benchmarks.strategies --write`` puts the table
-into docs/strategies.md. The tests do the first and compare the second.
+``python -m benchmarks.strategies --run ddp --results cells.jsonl`` runs the cells of one strategy in one
+launch and writes a line for each. ``python -m benchmarks.strategies --write`` puts the table into
+docs/strategies.md. The tests do the first and compare the second.
 
-Each cell composes the command's own config, shrunk to small networks and pictures of 32 px, and builds what it
-names as ``i2i-train`` does. It passes if every loss was finite, every player's weights moved, and all processes
-ended with the same weights.
+Each cell composes the command's own config, shrunk to small networks and pictures of 32 px, and builds what
+it names as ``i2i-train`` does. It passes if every loss was finite, every player's weights moved, and all
+processes ended with the same weights.
 """
 
 from __future__ import annotations

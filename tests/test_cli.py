@@ -391,7 +391,9 @@ def test_multirun_runs_every_job(stub: Stub, tmp_path: Path, capsys: pytest.Capt
 def test_multirun_reports_a_failed_job(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
     status, _ = stub("--multirun", "seed=1,2", error=UserError("data.root=x: no such folder"))
     assert status == 1
-    assert "i2i-train: data.root=x: no such folder" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "i2i-train: job 1 failed: data.root=x: no such folder" in said
+    assert "i2i-train: 2 of 2 jobs failed:\n" in said
 
 
 def test_cfg_prints_and_makes_nothing(stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -162,7 +162,8 @@ def make_pruner(name: str | None, startup_trials: int, warmup_epochs: int) -> op
     if name is None:
         return pruners.NopPruner()
     if name == "median":
-        return pruners.MedianPruner(n_startup_trials=startup_trials, n_warmup_steps=warmup_epochs)
+        # Optuna takes steps to begin at 0; ours are epochs.
+        return pruners.MedianPruner(n_startup_trials=startup_trials, n_warmup_steps=warmup_epochs + 1)
     if name == "halving":
         return pruners.SuccessiveHalvingPruner(min_resource=max(1, warmup_epochs), reduction_factor=2)
     raise UserError(f"sweep.pruner={name}: give median, halving or null")

@@ -73,6 +73,7 @@ class Failures:
 
     def summary(self) -> str:
         """Return which jobs failed, a line for each with its folder."""
-        first = f"{len(self._failed)} of {self.num_jobs} jobs failed, the others are done:"
+        others = ", the others are done" if len(self._failed) < self.num_jobs else ""
+        first = f"{len(self._failed)} of {self.num_jobs} jobs failed{others}:"
         lines = [f"  {record.shown(folder)}: {text.partition(chr(10))[0]}" for folder, text in self._failed]
         return "\n".join([first, *lines])

@@ -28,7 +28,7 @@ GROUPS = {
     "precision": "number format",
     "callbacks": "pictures, checkpoints, guards",
     "logger": "where curves go, beside a CSV file; several: logger=[wandb,tensorboard]",
-    "launcher": "where the run starts: here, or on a SLURM cluster",
+    "launcher": "here, or as jobs of SLURM",
     "sweep": "the papers' ablations, and searches; with several runs",
     "variant": "one variant of an ablation",
 }

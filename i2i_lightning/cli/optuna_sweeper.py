@@ -379,7 +379,7 @@ class _Study:
         value = run.metrics.get(self.options.monitor)
         stored = self.study.get_trials(deepcopy=False)[trial.number]
         if returned.status != JobStatus.COMPLETED:
-            reason = _worded(returned._return_value)
+            reason = run.reason if run.state == "failed" else _worded(returned._return_value)
         elif PRUNED in stored.user_attrs:
             self.study.tell(trial, state=TrialState.PRUNED)
             reason = ""

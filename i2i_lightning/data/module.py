@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing.util
 import os
 import signal
 import warnings
@@ -34,6 +36,19 @@ def outlive_signals(worker: int) -> None:
     for name in ("SIGTERM", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    # At its end a process sends its workers a SIGTERM, to which ours do not listen, and waits for them.
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+@functools.cache
+def _workers_end_with(process: int) -> None:
+    """Let the workers of this process, number ``process``, end when it does."""
+    multiprocessing.util.Finalize(None, _end_workers, exitpriority=100)
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -224,6 +239,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self, dataset: KeyedDataset, sampler: EpochSampler, batch_size: int, drop_last: bool
     ) -> DataLoader[Item]:
         workers = self.effective_num_workers
+        if workers > 0:
+            _workers_end_with(os.getpid())
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(
             cast(Any, dataset),

@@ -25,7 +25,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
@@ -56,7 +55,7 @@ class Method(LightningModule):
         test_mode: How networks run outside training. ``train`` keeps dropout on and normalises by the
             statistics of the test batch (Isola et al. 2017, section 3.3); ``eval`` uses running statistics
             without dropout.
-        ema_decay: Decay of the averaged copies per batch, in (0, 1); None keeps no average.
+        ema_decay: Decay of the averaged copies per step, in (0, 1); None keeps no average.
         accumulate_batches: Batches that take one step together, as if they were one; an epoch's last step
             takes what is left. Only norms over the batch see each of them alone.
         clip_norm: Largest gradient norm of each player; None does not clip.
@@ -227,9 +226,11 @@ class Method(LightningModule):
             return
         devices, accumulated = self.trainer.world_size, self.accumulate_batches
         rates = {optimizer.param_groups[0]["lr"]: None for optimizer in self.trainer.optimizers}
-        rank_zero_info(
-            f"{per_device * devices * accumulated} images per step: {per_device} per device x {devices} "
-            f"devices x {accumulated} accumulated; learning rate {', '.join(f'{rate:.3g}' for rate in rates)}"
+        images = per_device * devices * accumulated
+        self.print(
+            f"{images} image{'s' if images > 1 else ''} per step: {per_device} per device, {devices} "
+            f"device{'s' if devices > 1 else ''}, {accumulated} accumulated; learning rate "
+            + ", ".join(f"{rate:.3g}" for rate in rates)
             + (f" ({self.rate_scaling} scaling)" if self.rate_scaling != "none" else "")
         )
 

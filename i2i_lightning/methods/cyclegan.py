@@ -110,7 +110,7 @@ class CycleGAN(Method):
         augment: Differentiable augmentations of all that discriminators see, for small sets: any of
             ``color``, ``translation``, ``cutout``.
         test_mode: ``train`` or ``eval``; the same where norms keep no statistics and there is no dropout.
-        ema_decay: Decay of the averaged generators per batch; None keeps none.
+        ema_decay: Decay of the averaged generators per step; None keeps none.
         accumulate_batches: Batches per optimiser step.
         clip_norm: Largest gradient norm per side; None does not clip.
         rate_scaling: How the rate grows with devices and accumulated batches: none, linear or sqrt.

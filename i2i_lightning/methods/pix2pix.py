@@ -65,7 +65,7 @@ class Pix2Pix(Method):
             (GAN).
         z_dim: Length of the explicit noise vector drawn from N(0, 1) for every image; 0 for none.
         test_mode: ``train`` (dropout and batch statistics at test time, section 3.3) or ``eval``.
-        ema_decay: Decay of the averaged generator per batch; None keeps none.
+        ema_decay: Decay of the averaged generator per step; None keeps none.
         accumulate_batches: Batches per optimiser step.
         clip_norm: Largest gradient norm per player; None does not clip.
         rate_scaling: How the rate grows with devices and accumulated batches: none, linear or sqrt.

@@ -7,7 +7,7 @@ import re
 
 from i2i_lightning.metrics.better import BETTER, OTHER_BETTER, REPORT_BETTER
 
-_KNOWN = {**BETTER, **OTHER_BETTER, **REPORT_BETTER}
+_KNOWN = {**BETTER, **OTHER_BETTER, **REPORT_BETTER, "images_per_s": "higher"}
 
 
 def base_name(metric: str) -> str:

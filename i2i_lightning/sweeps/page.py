@@ -77,8 +77,9 @@ def _header(sweep: Sweep) -> str:
     states = count_states(sweep.runs)
     over = sum(states.get(state, 0) for state in ("finished", "pruned", "failed"))
     total = max(len(sweep.runs), int(sweep.study.get("trials_wanted") or 0))
-    is_over = over == total
-    state = "running" if not is_over else "stopped" if states.get("failed") else "finished"
+    goes_on = states.get("running") or states.get("waiting") or over + states.get("stopped", 0) < total
+    troubled = states.get("failed") or states.get("stopped")
+    state = "running" if goes_on else "stopped" if troubled else "finished"
     words = ", ".join(f"{count} {name}" for name, count in states.items())
     cards = [(str(len(sweep.variants)), "variants"), (f"{over}/{total}", "runs over")]
     seeds = sorted({len(variant.runs) for variant in sweep.variants})
@@ -137,9 +138,9 @@ def _table(sweep: Sweep, colours: dict[str, str]) -> str:
             name = REFERENCES.get(row, row.replace("_", " "))
             rows.append(f"<tr class='reference'><td></td><th>{escape(name)}</th>{blank}{cells}</tr>")
     meanings = "".join(
-        f"<li><b>{escape(name_of(metric))}</b> {escape(MEANINGS[base_name(metric)])}</li>"
-        for metric in metrics
-        if base_name(metric) in MEANINGS
+        f"<li><b>{escape(name_of(base))}</b> {escape(MEANINGS[base])}</li>"
+        for base in dict.fromkeys(map(base_name, metrics))
+        if base in MEANINGS
     )
     note = "mean ± sample deviation over seeds" if several else "one seed each: differences may be chance"
     by = f", by {name_of(sweep.ranked_by)}" if sweep.ranked_by else ""
@@ -184,7 +185,10 @@ def _ends(sweep: Sweep, colours: dict[str, str]) -> str:
         goal = None if real is None else ("real pictures", real, 1.0)
         across, up = (
             (f"{name_of(drift)}: structure kept", _marks(both, drift, colours)),
-            (f"{name_of(blur)}: 1 as the targets, less is blurred", _marks(both, blur, colours)),
+            (
+                f"{name_of(blur)}: 1 as the targets, less is blurred, more is noisy",
+                _marks(both, blur, colours),
+            ),
         )
         drawn.append(charts.plane_chart("Drift and blur", across, up, goal))
     for metric in metrics:
@@ -304,12 +308,13 @@ def _pictures(sweep: Sweep, colours: dict[str, str]) -> str:
     if not made:
         return ""
     epochs = {preview.epoch for _, preview in found if preview is not None}
+    several = any(len(variant.runs) > 1 for variant in sweep.variants)
     blocks = []
     for strip in made:
         heads = [f"<th>{escape(strip.source)}</th><th></th>"]
         for variant, (run, preview) in zip(variants, found, strict=True):
             under = []
-            if run is not None and len(variant.runs) > 1:
+            if run is not None and several:
                 under.append(f"seed {run.seed}")
             if preview is not None and len(epochs) > 1:
                 under.append(f"epoch {preview.epoch}")

@@ -115,7 +115,9 @@ def read_run(
     run.curves = curves(rows)
     run.epochs_done = _epochs_done(rows)
     run.metrics = {
-        name: points[-1][1] for name, points in run.curves.items() if name.startswith(("val/", "test/"))
+        name: points[-1][1]
+        for name, points in run.curves.items()
+        if name.startswith(("val/", "test/", "perf/"))
     }
     report, run.references = read_report(folder / "report.json")
     run.metrics |= report

@@ -10,7 +10,13 @@ from i2i_lightning.sweeps.directions import base_name
 from i2i_lightning.sweeps.variants import Sweep, Variant, count_states, shown
 from i2i_lightning.sweeps.words import REFERENCES, digits, figure, head
 
-ASIDE = ("judge_iou_ratio", "judge_parameter_error", "judge_attribute_error", "judge_pixel_accuracy")
+ASIDE = (
+    "judge_iou_ratio",
+    "judge_parameter_error",
+    "judge_attribute_error",
+    "judge_pixel_accuracy",
+    "images_per_s",
+)
 """Figures that say what others beside them say, too: in the CSV files alone, unless there is nothing else."""
 MAX_COLUMNS = 9
 

@@ -102,7 +102,7 @@ def test_files_are_written_once(tmp_path: Path, checkout: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     run = tmp_path / "run"
     assert sorted(path.name for path in (run / "images").iterdir()) == ["epoch_0001.png", "epoch_0002.png"]
-    assert {path.name for path in run.iterdir()} >= {"index.html", "report.json", "metrics.csv", "config.yaml"}
+    assert {path.name for path in run.iterdir()} >= {"index.html", "report.json", "metrics.csv"}
     assert not list(run.rglob("*.tmp"))
     assert done.stdout.count("Gallery: run/index.html") == 1
     assert done.stdout.count("IoU of the outputs") == 1, "the report is printed once"

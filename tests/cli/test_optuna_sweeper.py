@@ -28,7 +28,7 @@ STUDY = Path("outputs/toy/studies/mine")
 SPACE = ["loss.lambda_l1=tag(log,interval(1,1000))", "loss.gan_mode=choice(lsgan,vanilla)"]
 WORDS = ["experiment=pix2pix_toy", "name=toy", "sweep=optuna", "sweep.study=mine", *SPACE]
 
-STAND_IN = '''
+STAND_IN = """
 import math, os, signal, sys
 from i2i_lightning.cli.app import App
 
@@ -40,7 +40,7 @@ def task(run):
     (run.folder / "metrics.csv").write_text(f"step,epoch,val/l1\\n1,0,{value}\\n")
 
 sys.exit(App("i2i-train", "train", task).main())
-'''
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -66,12 +66,12 @@ def trials(folder: Path = STUDY) -> list[dict[str, Any]]:
 
 
 def test_a_study_finds_what_is_good_and_says_how_to_repeat_it(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_study("sweep.trials=25", "data.batch_size=4") == 0
+    assert run_study("sweep.trials=9", "sweep.sampler_startup_trials=3", "data.batch_size=4") == 0
     found = trials()
-    assert [trial["number"] for trial in found] == list(range(25))
+    assert [trial["number"] for trial in found] == list(range(9))
     assert {trial["state"] for trial in found} == {"complete"}
     best = yaml.safe_load((STUDY / "best.yaml").read_text())
-    assert best["val/l1"] == min(trial["value"] for trial in found) < 0.05
+    assert best["val/l1"] == min(trial["value"] for trial in found) < 0.3
     assert best["folder"].endswith(f"{STUDY}/{best['trial']}")
     words = shlex.split(best["command"])
     assert words[0] == "i2i-train"
@@ -82,44 +82,46 @@ def test_a_study_finds_what_is_good_and_says_how_to_repeat_it(capsys: pytest.Cap
     assert again[0].config.loss.lambda_l1 == best["params"]["loss.lambda_l1"]  # to the last digit
     printed = capsys.readouterr().out
     assert "(the best so far)" in printed
-    assert f"Best of 25 trials: {best['trial']}, val/l1" in printed
+    assert f"Best of 9 trials: {best['trial']}, val/l1" in printed
     assert (STUDY / "multirun.yaml").is_file()
     assert list((STUDY / "workers").iterdir()) == []
 
 
 def test_the_same_line_again_goes_on_and_repeats_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_study("sweep.trials=4") == run_study("sweep.trials=8") == 0
-    assert "Study mine: 4 of 8 trials are there" in capsys.readouterr().out
+    assert run_study("sweep.trials=2") == run_study("sweep.trials=4") == 0
+    assert "Study mine: 2 of 4 trials are there" in capsys.readouterr().out
     parts = [trial["params"] for trial in trials()]
-    assert len({tuple(params.values()) for params in parts}) == 8
-    assert run_study("sweep.trials=8") == 0
-    assert len(trials()) == 8
+    assert len({tuple(params.values()) for params in parts}) == 4
+    assert run_study("sweep.trials=4") == 0
+    assert len(trials()) == 4
     # One that was not interrupted finds the same.
-    assert run_study("sweep.trials=8", "sweep.study=whole") == 0
+    assert run_study("sweep.trials=4", "sweep.study=whole") == 0
     assert [trial["params"] for trial in trials(STUDY.with_name("whole"))] == parts
-    assert run_study("sweep.trials=8", "sweep.study=other", "sweep.seed=1") == 0
+    assert run_study("sweep.trials=1", "sweep.study=other", "sweep.seed=1") == 0
     assert trials(STUDY.with_name("other"))[0]["params"] != parts[0]
 
 
 def python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", STAND_IN, *WORDS, *words]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=100)
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=100
+    )
 
 
 def test_a_killed_study_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
-    killed = python("sweep.trials=6", DIES_AT="3")
+    killed = python("sweep.trials=3", DIES_AT="1")
     assert killed.returncode == -signal.SIGKILL
-    assert [trial["state"] for trial in trials()] == ["complete"] * 3 + ["running"]
+    assert [trial["state"] for trial in trials()] == ["complete", "running"]
     # A machine that died in the middle of a line.
     with (STUDY / JOURNAL).open("ab") as file:
         file.write(b'{"op_code": 5, "worker')
-    assert run_study("sweep.trials=6") == 0
-    assert "begun again, because their process was killed: 3" in capsys.readouterr().out
+    assert run_study("sweep.trials=3") == 0
+    assert "begun again, because their process was killed: 1" in capsys.readouterr().out
     found = trials()
-    assert [trial["state"] for trial in found] == ["complete"] * 3 + ["fail"] + ["complete"] * 3
-    assert found[4]["params"] == found[3]["params"]
-    assert found[4]["begun_again_for"] == 3
-    assert len({tuple(trial["params"].values()) for trial in found}) == 6
+    assert [trial["state"] for trial in found] == ["complete", "fail", "complete", "complete"]
+    assert found[2]["params"] == found[1]["params"]
+    assert found[2]["begun_again_for"] == 1
+    assert len({tuple(trial["params"].values()) for trial in found}) == 3
 
 
 def test_a_database_instead_of_the_journal() -> None:
@@ -130,7 +132,11 @@ def test_a_database_instead_of_the_journal() -> None:
 
 
 def test_a_trial_of_a_living_process_is_left_alone() -> None:
-    command = [sys.executable, "-c", STAND_IN.replace("os.kill(os.getpid(), signal.SIGKILL)", "signal.pause()")]
+    command = [
+        sys.executable,
+        "-c",
+        STAND_IN.replace("os.kill(os.getpid(), signal.SIGKILL)", "signal.pause()"),
+    ]
     other = subprocess.Popen([*command, *WORDS, "sweep.trials=2"], env={**os.environ, "DIES_AT": "0"})
     try:
         for _ in range(400):
@@ -153,9 +159,9 @@ def test_a_trial_that_raises_is_one_failed_trial(capsys: pytest.CaptureFixture[s
         if run.config.sweep.trial != 3:  # which writes nothing
             far_from_ten(run)
 
-    assert run_study("sweep.trials=6", task=task) == 0
+    assert run_study("sweep.trials=5", task=task) == 0
     found = trials()
-    assert [trial["state"] for trial in found] == ["complete"] + ["fail"] * 3 + ["complete"] * 2
+    assert [trial["state"] for trial in found] == ["complete"] + ["fail"] * 3 + ["complete"]
     reasons = [trial["reason"] for trial in found[1:4]]
     assert reasons[:2] == ["no room left", "ZeroDivisionError: a bug"]
     assert reasons[2] == "the run wrote no val/l1; there is: none"
@@ -170,9 +176,9 @@ def test_a_trial_that_raises_is_one_failed_trial(capsys: pytest.CaptureFixture[s
 
 
 def test_several_at_once() -> None:
-    assert run_study("sweep.trials=5", "sweep.at_once=2") == 0
-    assert [trial["number"] for trial in trials()] == list(range(5))
-    assert all((STUDY / str(number) / "metrics.csv").is_file() for number in range(5))
+    assert run_study("sweep.trials=3", "sweep.at_once=2") == 0
+    assert [trial["number"] for trial in trials()] == list(range(3))
+    assert all((STUDY / str(number) / "metrics.csv").is_file() for number in range(3))
 
 
 @pytest.mark.parametrize(
@@ -204,7 +210,7 @@ def test_spaces(word: str, kind: Any, ends: Any) -> None:
         (["sweep.storage=sqlite:////no/such/folder/x.db"], "sweep.storage=sqlite:////no/such/folder/x.db"),
         (["loss.lambda_l1=interval(10,1)"], "loss.lambda_l1: not a range of numbers to search"),
         (["generator=choice(unet,none_such)", "sweep.sampler_startup_trials=1"], "generator=none_such"),
-        (["sweep.trails=3"], "sweep.trails: no such key. Did you mean sweep.trials?"),
+        (["sweep.trails=3", "-m"], "sweep.trails: no such key. Did you mean sweep.trials?"),
     ],
 )
 def test_slips(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,7 +243,12 @@ def test_a_vain_trial_is_told_to_stop(tmp_path: Path) -> None:
     study.ask()
     report = TrialReport(journal, "s", 3, "val/l1", pruner_startup_trials=3, pruner_warmup_epochs=1)
     trainer: Any = SimpleNamespace(
-        is_global_zero=True, world_size=1, callback_metrics={}, max_epochs=4, should_stop=False, current_epoch=0
+        is_global_zero=True,
+        world_size=1,
+        callback_metrics={},
+        max_epochs=4,
+        should_stop=False,
+        current_epoch=0,
     )
     module: Any = None
     report.on_fit_start(trainer, module)

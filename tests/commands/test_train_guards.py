@@ -334,8 +334,8 @@ Traceback (most recent call last):
         (
             "RuntimeError",
             "DataLoader worker (pid(s) 12, 13) exited unexpectedly",
-            "a worker of the data loader ended unexpectedly; if memory is short, take fewer: data.num_workers=1, "
-            "or 0",
+            "a worker of the data loader ended unexpectedly; if memory is short, take fewer: "
+            "data.num_workers=1, or 0",
         ),
         (
             "RuntimeError",

@@ -51,8 +51,8 @@ def test_batches_are_dealt_out_whole(size: int, block: int, ranks: int) -> None:
     places = [place for sampler in samplers for place in sampler.places().tolist()]
     assert sorted(place for place in places if place >= 0) == alone, "each item counts once"
     for sampler in samplers:
-        kept = [(place, index) for place, (_, index) in zip(sampler.places(), sampler, strict=True) if place >= 0]
-        assert all(place == index for place, index in kept)
+        pairs = zip(sampler.places(), sampler, strict=True)
+        assert all(place == index for place, (_, index) in pairs if place >= 0)
 
 
 def test_skip_moves_one_epoch_and_keeps_the_length() -> None:

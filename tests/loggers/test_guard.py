@@ -44,7 +44,8 @@ def test_failures_warn_once_and_are_tried_again_ever_more_rarely(
         logger.log_metrics({"a": seconds}, step=seconds)
     assert inner.taken == [0, 1, 11, 31, 71], "10, 20, 40 seconds apart"
     assert [record.message for record in caplog.records] == [
-        "Flaky cannot log (TimeoutError: no answer); training goes on, and it is tried again from time to time"
+        "Flaky cannot log (TimeoutError: no answer); training goes on, and it is tried again from time to "
+        "time"
     ]
     inner.is_away = False
     clock[0] += 60

@@ -15,7 +15,7 @@ from torch import Tensor
 from i2i_lightning.data.paired import PairedDataModule
 from i2i_lightning.data.toyfaces.module import ToyFacesDataModule
 from i2i_lightning.data.toyfaces.unpaired import ToyFacesUnpairedDataModule
-from i2i_lightning.metrics import evaluation, suite
+from i2i_lightning.metrics import better, suite
 from i2i_lightning.metrics.evaluation import CEILING, COPY, OUTPUTS, REAL, evaluate
 from i2i_lightning.metrics.frechet import frechet_distance
 from i2i_lightning.metrics.image import psnr, ssim
@@ -157,11 +157,11 @@ def test_the_judge_reads_outputs_copies_and_real_pictures() -> None:
     result = evaluate(oracle, data, "test", names=["psnr"])
     (outputs,), (real,), (copied,) = (result.rows[row] for row in (OUTPUTS, REAL, COPY))
     assert outputs["psnr"] == suite.MAX_PSNR_DB
-    for name in evaluation.JUDGE_BETTER:
+    for name in better.JUDGE_BETTER:
         assert outputs[name] == pytest.approx(real[name])
-        assert result.protocol[name]["better"] == evaluation.JUDGE_BETTER[name]
+        assert result.protocol[name]["better"] == better.JUDGE_BETTER[name]
     assert copied["judge_iou"] != pytest.approx(real["judge_iou"], abs=1e-6)
-    assert not set(evaluation.HIDDEN_BETTER) & set(outputs)
+    assert not set(better.HIDDEN_BETTER) & set(outputs)
 
 
 @pytest.mark.usefixtures("tiny_features")
@@ -187,7 +187,7 @@ def test_hidden_pairs_score_an_unpaired_translation(direction: str) -> None:
     (perfect,), (real,), (copied,) = (
         evaluate(oracle, data, "test", direction=direction).rows[row] for row in (OUTPUTS, REAL, COPY)
     )
-    for name in (*evaluation.JUDGE_BETTER, *evaluation.HIDDEN_BETTER):
+    for name in (*better.JUDGE_BETTER, *better.HIDDEN_BETTER):
         assert perfect[name] == pytest.approx(real[name])
     assert perfect["rank_first"] == 1.0
     assert perfect["judge_style"] == 1.0

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from i2i_lightning.metrics.better import BETTER
 from i2i_lightning.metrics.frechet import frechet_distance
 from i2i_lightning.metrics.image import l1, ms_ssim, psnr, sharpness, ssim
 from i2i_lightning.metrics.kernel import kernel_distance
 from i2i_lightning.metrics.segmentation import NOT_COUNTED, PALETTES
-from i2i_lightning.metrics.better import BETTER
 from i2i_lightning.metrics.suite import MAX_PSNR_DB, METRICS, MetricSuite, check_names, gather_rows
 from i2i_lightning.types import UserError
 

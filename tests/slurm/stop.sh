@@ -2,7 +2,7 @@
 # End the SLURM that start.sh began in FOLDER, and whatever still runs in it.
 #   stop.sh FOLDER
 set -uo pipefail
-folder=${1:?give a folder}
+folder=$(cd "${1:?give a folder}" && pwd) || exit 0
 export SLURM_CONF=$folder/slurm.conf
 
 end() { # the process whose id is in file $1, and wait until it is gone
@@ -30,5 +30,18 @@ if [ -n "$jobs" ]; then
 fi
 for file in "$folder"/slurmd_*.pid "$folder/slurmctld.pid" "$folder/munge/pid"; do
   end "$file"
+done
+
+# A step that SLURM could no longer end: whoever keeps a file of ours open, and all that it has started.
+family() {
+  local child
+  echo "$1"
+  for child in $(cat "/proc/$1/task/"*/children 2>/dev/null); do
+    family "$child"
+  done
+}
+for process in $(find /proc/[0-9]*/fd -lname "$folder/*" 2>/dev/null | cut -d/ -f3 | sort -u); do
+  # shellcheck disable=SC2046
+  [ "$process" = $$ ] || kill -9 $(family "$process") 2>/dev/null
 done
 exit 0

@@ -52,7 +52,7 @@ def test_devices_that_are_not_there(devices: Any, message: str, monkeypatch: pyt
 def test_one_process_for_several_devices_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, 2)
     check_devices("gpu", 1, strategy="auto")
-    with pytest.raises(UserError, match="trainer.strategy=auto does not suit 2 devices"):
+    with pytest.raises(UserError, match="strategy=auto does not suit 2 devices"):
         check_devices("gpu", "auto", strategy="auto")
 
 
@@ -89,7 +89,7 @@ def test_number_formats_that_apples_gpu_lacks(
 def test_several_nodes_are_told_of_each_other(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match="trainer.num_nodes=2: nobody has told this process"):
+    with pytest.raises(UserError, match="num_nodes=2: nobody has told this process"):
         check_devices("cpu", 1, num_nodes=2, strategy=DDP)
     check_devices("cpu", 1, num_nodes=2, strategy=DDP, clustered=True)
     for name, value in environment.items():

@@ -1,4 +1,4 @@
-"""``trainer=ddp_spawn`` from the console: it may sweep, and an error of one of its processes is one message."""
+"""``trainer=ddp_spawn`` from the console: it may sweep, and a process that fails is one message."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ def test_a_sweep_of_which_one_job_fails(tmp_path: Path, checkout: Path) -> None:
     assert not (tmp_path / "sweep" / "1" / "checkpoints").exists()
     assert done.stdout.count("epoch 1/1") == 2
     lines = done.stderr.splitlines()
-    assert lines[0].startswith("i2i-train: the loss is not finite in epoch 1, batch 1: ")
+    assert lines[0].startswith("i2i-train: job 1 failed: the loss is not finite in epoch 1, batch 1: ")
     assert len(lines) == 3, done.stderr

@@ -72,7 +72,7 @@ def test_two_processes_equal_one_with_the_double_batch(
     assert first["state"].keys() == build().state_dict().keys()
 
 
-@pytest.mark.parametrize(("name", "steps", "tolerance"), [("fp16", 8, 0.1), ("scaled fp32", 6, 1e-5)])
+@pytest.mark.parametrize(("name", "steps", "tolerance"), [("fp16", 8, 0.1), ("scaled fp32", 6, 1e-4)])
 def test_a_scaler_overflow_accumulation_clipping_and_two_processes(
     ranks: list[dict[str, Any]], name: str, steps: int, tolerance: float
 ) -> None:

@@ -35,7 +35,9 @@ def report(iou: float, sharpness: float, pixel_error: float) -> dict[str, Any]:
     }
 
 
-def write_grid(path: Path, level: int, rows: int = 3, columns: tuple[str, ...] = ("input", "output", "target")) -> None:
+def write_grid(
+    path: Path, level: int, rows: int = 3, columns: tuple[str, ...] = ("input", "output", "target")
+) -> None:
     """Draw previews whose outputs have one level, and inputs and targets that of their row."""
     samples = [
         {

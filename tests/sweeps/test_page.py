@@ -73,7 +73,9 @@ def ablation(make_run: MakeRun, tmp_path: Path) -> Path:
         for seed in (1, 2):
             shift = 0.01 if seed == 2 else -0.01
             made = report(iou + shift, sharpness + shift, error)
-            make_run(str(number), f"variant={variant}", f"seed={seed}", figures=made, level=60 * len(variant) % 250)
+            make_run(
+                str(number), f"variant={variant}", f"seed={seed}", figures=made, level=60 * len(variant) % 250
+            )
             number += 1
     make_run("6", "variant=gan", "seed=1", values=(0.7,), epochs=2, finished=False)
     failed = tmp_path / "sweep" / "7"
@@ -109,7 +111,12 @@ def test_the_page_of_an_ablation(ablation: Path) -> None:
         assert words in shown.text, words
     # A column for each variant, between inputs and targets.
     strip = shown.tables["film strip"]
-    assert strip[0] == ["input", "", "l1seed 1, epoch 2", "cgan" + "seed 1, epoch 2", "l1+cganseed 1, epoch 2"] + [
+    assert strip[0] == [
+        "input",
+        "",
+        "l1seed 1, epoch 2",
+        "cganseed 1, epoch 2",
+        "l1+cganseed 1, epoch 2",
         "ganseed 1, epoch 1",
         "",
         "target",

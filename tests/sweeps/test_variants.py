@@ -106,7 +106,12 @@ def test_a_study_says_which_figure_counts_and_what_was_pruned(make_run: MakeRun,
         "direction": "minimize",
         "trials_wanted": 5,
         "trials": [
-            {"number": 0, "state": "complete", "value": 0.4, "params": {"loss.lambda_l1": 27.385487761399936}},
+            {
+                "number": 0,
+                "state": "complete",
+                "value": 0.4,
+                "params": {"loss.lambda_l1": 27.385487761399936},
+            },
             {"number": 1, "state": "pruned", "value": 0.9, "params": {"loss.lambda_l1": 3.5}},
             {"number": 2, "state": "fail", "value": None, "params": {}, "reason": "no val/l1"},
         ],

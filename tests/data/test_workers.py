@@ -1,0 +1,54 @@
+"""Workers outlive the signals that are meant for the run, and never keep a process from ending."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize("signum", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_to_all_leaves_the_workers_at_work(checkout: Path, signum: str) -> None:
+    done = run(
+        checkout,
+        f"""
+        signal.signal(signal.{signum}, lambda *_: None)
+        next(batches)
+        os.killpg(0, signal.{signum})
+        for child in multiprocessing.active_children():
+            if signal.{signum} != signal.SIGINT:
+                os.kill(child.pid, signal.{signum})
+        print(sum(1 for _ in batches))
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "19"
+
+
+def test_an_error_in_mid_epoch_ends_the_process(checkout: Path) -> None:
+    """At its end a process asks its workers to go, which do not listen, and waits for them."""
+    done = run(checkout, "next(batches)\nmultiprocessing.held = batches\nraise SystemExit(3)")
+    assert done.returncode == 3, done.stderr
+
+
+def run(checkout: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` after an epoch of 20 batches has begun in two workers."""
+    began = """
+        import multiprocessing, os, signal
+        from i2i_lightning.data.toyfaces.module import ToyFacesDataModule
+        data = ToyFacesDataModule(crop_px=32, num_train=20, num_val=1, num_test=1, num_workers=2)
+        data.setup("fit")
+        batches = iter(data.train_dataloader())
+    """
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(began) + textwrap.dedent(code)],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=True,
+        check=False,
+    )
