@@ -200,10 +200,7 @@ def run(cell: Cell, folder: Path, results: Path, extra: Sequence[str] = ()) -> N
     choice = [f"trainer={cell.strategy}", f"precision={cell.precision}", f"method={cell.method}"]
     whole = compose("train", overrides=choice)
     sizes = [
-        f"{node}.{key}={few}"
-        for node, keys in FEW.items()
-        for key, few in keys.items()
-        if key in whole[node]
+        f"{node}.{key}={few}" for node, keys in FEW.items() for key, few in keys.items() if key in whole[node]
     ]
     # From the usual 65536, fp16 leaves out more steps than these until it has found its scale.
     scale = ["precision.init_scale=64"] if cell.precision == "fp16" else []

@@ -199,9 +199,7 @@ def register() -> None:
     }
     for name, resolver in resolvers.items():
         # What makes a folder makes one for each config, however often its name is read.
-        OmegaConf.register_new_resolver(
-            name, resolver, replace=True, use_cache=resolver is unused_folder
-        )
+        OmegaConf.register_new_resolver(name, resolver, replace=True, use_cache=resolver is unused_folder)
 
 
 def run_stamp(now: str) -> str:

@@ -68,7 +68,6 @@ class Preview:
             for start in range(0, len(named), ways)
         ]
 
-
     def row_names(self) -> list[str]:
         """Return what the rows of a grid show: the names of their inputs."""
         ways = max(1, len(set(self.directions)))

@@ -56,7 +56,8 @@ def train(run: Run) -> None:
 
     callbacks = entries(config.callbacks)
     if config.sweep is not None and config.sweep.trial is not None:
-        callbacks.insert(0, trial_report(config, run.folder.parent))  # a stop that it asks for is checkpointed
+        # First, so that the checkpoint is written after it asked for a stop.
+        callbacks.insert(0, trial_report(config, run.folder.parent))
     if not config.trainer.enable_progress_bar:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     norms = SynchronizedNorms() if config.trainer.sync_batchnorm else None

@@ -328,9 +328,7 @@ class MetricSuite:
             outputs or targets, and for means over nothing.
         """
 
-        def merged(
-            parts: list[Tensor], places: Tensor | None, dtype: torch.dtype = torch.float32
-        ) -> Tensor:
+        def merged(parts: list[Tensor], places: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
             rows = torch.cat(parts) if parts else torch.empty(0, 0, dtype=dtype, device=self.device)
             return (rows if places is None else gather_rows(rows, places)).cpu()
 

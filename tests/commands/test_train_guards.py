@@ -138,9 +138,7 @@ def test_a_checkpoint_that_finds_no_room_stops_the_run(
     assert epochs_in(LAST) == 4
 
 
-def test_a_full_disk(
-    pairs: Path, meanwhile: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk(pairs: Path, meanwhile: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = tmp_path / "run"
     place.mkdir()
 
