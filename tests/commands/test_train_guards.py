@@ -223,7 +223,9 @@ def test_a_dead_worker(pairs: Path, meanwhile: Any, capsys: pytest.CaptureFixtur
     words = [*TINY, f"data.root={pairs}", "data.cache=none", f"data.cache_dir={pairs.parent / 'cache'}"]
     assert APP.main([*words, "data.num_workers=1", "trainer.max_epochs=3"]) == 1
     line, way_on = said(capsys)
-    assert line.startswith("i2i-train: a worker of the data loader was killed (Killed)")
+    # torch hears of it by a signal or by a pipe that closed, whichever comes first.
+    assert line.startswith("i2i-train: a worker of the data loader ")
+    assert "was killed (Killed)" in line or "ended unexpectedly" in line
     assert "data.num_workers" in line
     assert way_on == WAY_ON
     assert epochs_in(LAST) == 1

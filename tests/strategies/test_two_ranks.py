@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor, nn
 
 from i2i_lightning.methods.base import Method
-from i2i_lightning.strategies.precision import fp64
+from i2i_lightning.strategies.precision import fp32, fp64
 from tests.methods.runs import Record, assert_same, batches, cyclegan, distance, norm_of, pix2pix, run
 from tests.strategies.test_precision import SkipsAsTold
 from tests.strategies.two_ranks import ACCUMULATED_FP16, HALVES, run_all, whole
@@ -53,6 +53,9 @@ def alone(method: Method, sizes: list[int], precision: Precision | None = None) 
             lambda: pix2pix("batch", accumulate_batches=2),
             [2, 2, 2, 2],
         ),
+        ("pix2pix in fp32", pix2pix, [2]),
+        ("cyclegan in fp32", cyclegan, [2]),
+        ("pix2pix synchronised in fp32", lambda: pix2pix("batch"), [2]),
     ],
 )
 def test_two_processes_equal_one_with_the_double_batch(
@@ -67,8 +70,11 @@ def test_two_processes_equal_one_with_the_double_batch(
         {key: (one[key] + two[key]) / 2 for key in one}
         for one, two in zip(first["terms"], second["terms"], strict=True)
     ]
-    one = alone(build(), sizes)
-    assert_same(Record(means, first["gradients"], first["state"], first["rates"]), one, 1e-11)
+    # Of float32 one step: in those that follow, rounding grows with every kink of |x| and of the norms.
+    single = name.endswith("fp32")
+    one = alone(build(), sizes, fp32() if single else fp64())
+    together = Record(means, first["gradients"], first["state"], first["rates"])
+    assert_same(together, one, 1e-6 if single else 1e-11)
     assert first["state"].keys() == build().state_dict().keys()
 
 

@@ -22,7 +22,7 @@ from torch import multiprocessing, nn
 from i2i_lightning.methods.base import Method
 from i2i_lightning.networks.layers import norm_layer
 from i2i_lightning.networks.sync_batchnorm import SyncBatchNorm2d
-from i2i_lightning.strategies.precision import fp64
+from i2i_lightning.strategies.precision import fp32, fp64
 from i2i_lightning.strategies.sync_batchnorm import SynchronizedNorms
 from tests.methods.runs import Item, Log, batches, cyclegan, images, pix2pix, run
 from tests.strategies.test_precision import Scaled, Watched
@@ -121,6 +121,11 @@ CASES: dict[str, Callable[[], Any]] = {
     "pix2pix synchronised": synchronised(pix2pix),
     "cyclegan synchronised": synchronised(cyclegan),
     "pix2pix synchronised and accumulated": synchronised(pix2pix, accumulate_batches=2),
+    "pix2pix in fp32": lambda: together(pix2pix(), [2], fp32()),
+    "cyclegan in fp32": lambda: together(cyclegan(), [2], fp32()),
+    "pix2pix synchronised in fp32": lambda: together(
+        pix2pix("batch"), [2], fp32(), plugins=[SynchronizedNorms()]
+    ),
     "fp16": fp16_with_overflow,
     "scaled fp32": scaled_with_overflow,
     "logged": logged_terms,
