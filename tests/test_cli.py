@@ -228,7 +228,7 @@ def test_odd_folder_reaches_the_config(stub: Stub, pairs: Path) -> None:
     [
         (
             "generator=unett",
-            "generator=unett: no such option. Did you mean unet?\ngenerator: encoder_decoder, resnet_6, resnet_9,",
+            "generator=unett: no such option. Did you mean unet?\ngenerator: encoder_decoder, resnet_6,",
         ),
         ("experiment=pix2pix_facade", "Did you mean pix2pix_facades?"),
         ("gen=unet", "gen: no such key. Did you mean generator?"),
