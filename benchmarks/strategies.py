@@ -32,7 +32,7 @@ from omegaconf import OmegaConf
 from i2i_lightning import config
 from i2i_lightning.cli.app import quiet_others
 from i2i_lightning.cli.folders import conf_dir, group_options
-from i2i_lightning.commands.train import entries
+from i2i_lightning.commands.train import build_trainer, entries
 from i2i_lightning.strategies.cluster import cluster_environment
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "strategies.md"
@@ -209,15 +209,9 @@ def run(cell: Cell, folder: Path, results: Path, extra: Sequence[str] = ()) -> N
     seed_everything(composed.seed, workers=True, verbose=False)
     method = instantiate(composed.method, _convert_="all")
     method.config = OmegaConf.to_container(composed.method, resolve=True)
-    plugins = [instantiate(composed.precision, _convert_="all"), cluster_environment()]
-    trainer = instantiate(
-        composed.trainer,
-        plugins=[plugin for plugin in plugins if plugin is not None],
-        callbacks=[*entries(composed.callbacks), Probe(cell, results)],
-        logger=entries(composed.logger),
-        default_root_dir=str(folder),
-        _convert_="all",
-    )
+    callbacks = [*entries(composed.callbacks), Probe(cell, results)]
+    loggers = entries(composed.logger)
+    trainer = build_trainer(composed, cluster_environment(), callbacks, loggers, folder)
     trainer.fit(method, datamodule=instantiate(composed.data, _convert_="all"))
 
 
@@ -234,6 +228,8 @@ def main(words: Sequence[str] | None = None) -> int:
         quiet_others()
         with tempfile.TemporaryDirectory() as folder, configs():
             for number, cell in enumerate(cells([arguments.run])):
+                if (cell.strategy, cell.precision) in UNSUPPORTED:
+                    continue  # i2i-train refuses it
                 run(cell, Path(folder, str(number)), arguments.results)
     return 0
 

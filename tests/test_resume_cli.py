@@ -263,6 +263,25 @@ def test_the_lock(
     assert last()["epoch"] == 1
 
 
+def test_asking_leaves_the_lock_alone(tmp_path: Path) -> None:
+    """Others who ask are not taken for the run, nor does asking write into its folder."""
+    assert not lock.is_running(tmp_path)
+    assert not (tmp_path / lock.NAME).exists()
+    (tmp_path / lock.NAME).write_text("process 1 on a")
+    asks = (
+        "import fcntl, sys, time; file = open(sys.argv[1]); fcntl.lockf(file, fcntl.LOCK_SH); "
+        "print('asks', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", asks, str(tmp_path / lock.NAME)]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "asks\n"
+    assert not lock.is_running(tmp_path)
+    other.kill()
+    other.wait()
+    assert (tmp_path / lock.NAME).read_text() == "process 1 on a"
+
+
 def test_a_forked_worker_does_not_keep_the_lock(tmp_path: Path) -> None:
     held = RunLock(tmp_path)
     held.acquire()

@@ -90,6 +90,7 @@ class Checkpoints(Checkpoint):
         self.best_value: float | None = None
         self.best_epoch: int | None = None
         self._due = False
+        self._stops = False
         self._last_after = -1
         self._random_states: list[dict[str, Any]] | None = None
         self._resumes_between_epochs = False
@@ -110,12 +111,14 @@ class Checkpoints(Checkpoint):
         """Write ``last`` in the middle of an epoch, at the next batch after which no gradients are waiting.
 
         An epoch's last batch is left to the epoch's end. A run that is told to stop here
-        (``trainer.max_time``) writes what it has.
+        (``trainer.max_time``) writes what it has; batches that wait for others take their step first.
         """
         every = self.every_n_batches
-        self._due = self._due or trainer.should_stop or (every is not None and (batch_idx + 1) % every == 0)
-        waits = getattr(pl_module, "holds_batches", False) or batch_idx + 1 >= trainer.num_training_batches
-        if self._due and not waits:
+        self._stops = self._stops or trainer.should_stop
+        self._due = self._due or self._stops or (every is not None and (batch_idx + 1) % every == 0)
+        holds = getattr(pl_module, "holds_batches", False)
+        trainer.should_stop = self._stops and not holds
+        if self._due and not holds and batch_idx + 1 < trainer.num_training_batches:
             self._write(trainer, LAST)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -254,7 +257,7 @@ class Checkpoints(Checkpoint):
             # Lightning would otherwise try to finish an epoch that is already over.
             trainer.fit_loop.restarting = False
             self._resumes_between_epochs = False
-        self._due, self._last_after = False, -1
+        self._due, self._stops, self._last_after = False, False, -1
         if self._random_states is None:
             seed_rank(trainer)
         else:

@@ -61,13 +61,14 @@ def open_storage(storage: str) -> optuna.storages.BaseStorage:
     journal = Path(storage)
     journal.parent.mkdir(parents=True, exist_ok=True)
     lock: Any = FolderLock(journal.with_name(f"{journal.name}.lock"))
-    with _held(lock):
+    with held(lock):
         _drop_half_line(journal)
     return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
 
 
 @contextlib.contextmanager
-def _held(lock: FolderLock) -> Iterator[None]:
+def held(lock: FolderLock) -> Iterator[None]:
+    """Wait for the lock, and hold it for as long as the context lasts."""
     lock.acquire()
     try:
         yield
@@ -128,8 +129,16 @@ class TrialReport(Callback):
         self._trial = optuna.Trial(study, study.trials[self.number]._trial_id)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report, and ask whether to go on."""
+        """Report, and ask whether to go on.
+
+        Raises:
+            UserError: If the metric is not measured: better now than when every trial has been trained.
+        """
         vain = False
+        validated = trainer.fit_loop.epoch_loop._should_check_val_epoch()
+        if validated and self.monitor.startswith("val/") and self.monitor not in trainer.callback_metrics:
+            there = ", ".join(sorted(trainer.callback_metrics)) or "none"
+            raise UserError(f"sweep.monitor={self.monitor}: nothing logs this metric; there is: {there}")
         if self._trial is not None and self.monitor in trainer.callback_metrics:
             epoch = trainer.current_epoch + 1
             self._trial.report(float(trainer.callback_metrics[self.monitor]), epoch)

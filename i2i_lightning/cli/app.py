@@ -114,6 +114,9 @@ class App:
             rank = "" if is_first_process() else f" (rank {os.environ.get('LOCAL_RANK')})"
             print(f"{self.program}{rank}: {text}{launch.way_on(text)}", file=sys.stderr)
             return 1
+        if launch.has_failed_jobs and launch.failures is not None:
+            print(f"{self.program}: {launch.failures.summary()}", file=sys.stderr)
+            return 1
         return 0
 
     def _hydra(self, config_name: str, words: list[str], task: Callable[[DictConfig], Any]) -> None:
@@ -160,6 +163,7 @@ class _Launch:
         self.announcement = ""
         self.slip: Exception | None = None
         self.failures: Failures | None = None
+        self.has_failed_jobs = False
         """The failed jobs of a sweep."""
         self._began = time.time()
 
@@ -405,8 +409,9 @@ class _Launch:
         from i2i_lightning.cli import record
 
         if not is_first_process():
-            # Lightning takes a status other than 0 for a crash, and kills the first process.
-            return 0 if stop.agreed else int(stop.code)
+            # Lightning, and srun, take a status other than 0 for a crash, and kill the first process, which
+            # is still asking SLURM to start the job again. Its own status counts.
+            return 0 if stop.agreed or wants_requeue(stop.signum) else int(stop.code)
         requeued = stop.requeued
         if not stop.agreed and wants_requeue(stop.signum):  # before training, no callback has asked for it
             from i2i_lightning.strategies.requeue import requeue
@@ -469,9 +474,12 @@ class _Launch:
                     failures.note(run.folder, overrides, text or f"{type(error).__name__}: {error}")
             elif self.app.keeps_run and not continues and not run.again and is_first_process():
                 record.discard_if_empty(run)
-            if in_sweep or isinstance(error, Stopped):
-                raise  # sweepers count failures
-            self.slip = error  # raised again outside, past Hydra's own words on it
+            learns = not hydra.sweeper._target_.endswith(".BasicSweeper")
+            if isinstance(error, Stopped) or (in_sweep and (learns or not is_first_process())):
+                raise  # a study learns from failures, too
+            # Told once the others are done, or raised again outside: in both cases past Hydra's own words.
+            self.has_failed_jobs = self.has_failed_jobs or in_sweep
+            self.slip = None if in_sweep else error
         finally:
             if run.lock is not None:
                 run.lock.release()

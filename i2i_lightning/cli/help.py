@@ -51,7 +51,7 @@ KEYS = {
         "method.accumulate_batches": "batches that take one step together, as one large one",
         "method.rate_scaling": "linear or sqrt: a higher rate for more devices and accumulated batches",
         "trainer.sync_batchnorm": "true: batch norm over the batches of all devices",
-        "callbacks.norms.gradients": "true: norms of gradients and weights, by player, in the curves",
+        "callbacks.norms.gradients": "true: norms of each player's gradients, in the curves",
         "warm_start": "begin from weights: a checkpoint, a reference .pth or a folder of them, safetensors",
         "debug": "true shows the traceback of an error (as I2I_DEBUG=1 does)",
     },

@@ -79,14 +79,16 @@ class RunLock:
 
 def is_running(folder: Path) -> bool:
     """Say whether a process on any machine trains the run in ``folder``."""
-    if not (folder / NAME).is_file():
+    if fcntl is None:
         return False
-    lock = RunLock(folder)
     try:
-        lock.acquire(patience_s=0)
-    except UserError:
-        return True
-    except OSError:  # somebody else's, not to be written by us
+        descriptor = os.open(folder / NAME, os.O_RDONLY)
+    except OSError:  # there is none, or it is not ours to read
         return False
-    lock.release()
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # those who ask do not see each other
+    except OSError as error:
+        return error.errno in TAKEN
+    finally:
+        os.close(descriptor)
     return False

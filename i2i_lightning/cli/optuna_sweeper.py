@@ -27,12 +27,14 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from i2i_lightning.cli.lock import RunLock, is_running
+from i2i_lightning.cli.slurm.jobs import is_under_way
 from i2i_lightning.sweeps.directions import better
 from i2i_lightning.sweeps.runs import STUDY, read_run
 from i2i_lightning.types import UserError
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import TrialState
 
 JOURNAL = "study.journal"
 BEST = "best.yaml"
@@ -45,6 +47,11 @@ REASON = "reason"
 WORKERS = "workers"
 """Folder of the locks by which processes on a study tell the living from the dead."""
 
+TURN = "turn.lock"
+"""Held by the process that looks at the trials and adds to them: one at a time."""
+MONITOR = "monitor"
+"""Attribute of a study: its figure."""
+
 DIRECTIONS = {"lower": "minimize", "higher": "maximize"}
 
 
@@ -54,8 +61,8 @@ class StudyOptions:
 
     Args:
         study: Its name, and that of its folder.
-        monitor: Figure to optimise: a column of ``metrics.csv`` (its newest value), or one of ``report.json``
-            as ``i2i-sweep-report`` calls it (``judge_iou``).
+        monitor: Figure to optimise: a column ``val/...`` or ``perf/...`` of ``metrics.csv`` (its newest
+            value), or one of ``report.json`` as ``i2i-sweep-report`` calls it (``judge_iou``).
         direction: minimize or maximize; None where it is known of the figure.
         trials: Trials of the whole study, those of earlier commands included.
         storage: None for a journal in the sweep's folder, or a database's address (``sqlite:///file.db``).
@@ -96,7 +103,18 @@ class StudyOptions:
             raise UserError(f"sweep.pruner={self.pruner}: give median, halving or null")
         if self.direction not in ("minimize", "maximize", None):
             raise UserError(f"sweep.direction={self.direction}: give minimize or maximize")
-        if self.direction is None and better(self.monitor) not in DIRECTIONS:
+        kind, slash, _ = self.monitor.partition("/")
+        if slash and kind not in ("val", "test", "perf"):
+            raise UserError(
+                f"sweep.monitor={self.monitor}: give what validation measures (val/l1), perf/..., or a "
+                "figure of the report (judge_iou)"
+            )
+        known = DIRECTIONS.get(str(better(self.monitor)))
+        if self.direction is not None and known is not None and self.direction != known:
+            raise UserError(
+                f"sweep.direction={self.direction} would look for the worst {self.monitor}: give {known}"
+            )
+        if self.direction is None and known is None:
             raise UserError(
                 f"sweep.monitor={self.monitor}: nobody knows which way is better; "
                 "give sweep.direction=minimize or maximize"
@@ -182,6 +200,7 @@ class OptunaSweeper(Sweeper):
             UserError: If Optuna is missing, the space is wrong, or every trial has failed.
         """
         from i2i_lightning.callbacks.trial import MISSING
+        from i2i_lightning.checkpoints.io import write_beside
 
         try:
             import optuna
@@ -192,7 +211,7 @@ class OptunaSweeper(Sweeper):
         space, fixed = self._space(arguments)
         folder = Path(str(self.config.hydra.sweep.dir))
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        write_beside(folder / "multirun.yaml", lambda path: OmegaConf.save(self.config, path))
         study = _Study(folder.absolute(), options, space, fixed)
         with study:
             study.begin()
@@ -276,10 +295,11 @@ class _Study:
     ) -> None:
         import optuna
 
-        from i2i_lightning.callbacks.trial import make_pruner, open_storage
+        from i2i_lightning.callbacks.trial import FolderLock, make_pruner, open_storage
 
         self.folder, self.options, self.space, self.fixed = folder, options, dict(space), list(fixed)
         self.worker = uuid.uuid4().hex[:12]
+        self._turn = FolderLock(folder / TURN)
         self._lock = RunLock(folder / WORKERS / self.worker)
         self.failed: list[int] = []
         """Trials of this process that failed."""
@@ -300,6 +320,24 @@ class _Study:
                 f"sweep.study={options.study}: its figure is to be {self.study.direction.name.lower()}d, and "
                 f"{options.monitor} {options.wanted}d; give sweep.study another name"
             )
+        monitor = self.study.user_attrs.get(MONITOR, options.monitor)
+        if monitor != options.monitor:
+            raise UserError(
+                f"sweep.monitor={options.monitor}: study {options.study} is about {monitor}; "
+                "give sweep.study another name"
+            )
+        self.study.set_user_attr(MONITOR, monitor)
+        for trial in self.study.get_trials(deepcopy=False):
+            for key in self.space.keys() & trial.distributions.keys():
+                try:
+                    optuna.distributions.check_distribution_compatibility(
+                        trial.distributions[key], self.space[key]
+                    )
+                except ValueError as error:
+                    raise UserError(
+                        f"{key}: its values are not those that trial {trial.number} of study {options.study} "
+                        "was drawn from; give sweep.study another name"
+                    ) from error
 
     def __enter__(self) -> _Study:
         self._lock.folder.mkdir(parents=True)
@@ -314,24 +352,61 @@ class _Study:
     # -------------------- trials
 
     def begin(self) -> None:
-        """Settle what dead processes left running, and say what there is already."""
+        """Settle what dead processes left running, and say what there is already.
+
+        A job of SLURM does not need the process that submitted it. One that is still under way is left to
+        itself, and one that has ended since is told to the study.
+        """
         from optuna.trial import TrialState
 
-        again = []
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            worker = trial.user_attrs.get(WORKER)
-            if worker is not None and is_running(self.folder / WORKERS / worker):
-                continue
-            shutil.rmtree(self.folder / WORKERS / str(worker), ignore_errors=True)
-            self.study.tell(trial.number, state=TrialState.FAIL)
-            self.study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
-            again.append(trial.number)
+        from i2i_lightning.callbacks.trial import held
+
+        again, alone = [], []
+        with held(self._turn):
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                worker, folder = trial.user_attrs.get(WORKER), self.folder / str(trial.number)
+                if worker is not None and is_running(self.folder / WORKERS / worker):
+                    continue
+                shutil.rmtree(self.folder / WORKERS / str(worker), ignore_errors=True)
+                if is_running(folder) or is_under_way(self.folder, folder):
+                    alone.append(trial.number)
+                elif self._result(trial)[0] is not None:
+                    self._settle(trial.number, *self._result(trial))
+                else:
+                    self.study.tell(trial.number, state=TrialState.FAIL)
+                    self.study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
+                    again.append(trial.number)
         done = len(self._counted())
-        if done or again:
+        if done:
             lost = f"; begun again, because their process was killed: {_list(again)}" if again else ""
+            lost += f"; still under way, and told when the study is next continued: {_list(alone)}" * bool(
+                alone
+            )
             study, wanted = self.options.study, self.options.trials
             print(f"Study {study}: {done} of {wanted} trials are there{lost}", flush=True)
         self.write()
+
+    def _result(self, trial: optuna.trial.FrozenTrial) -> tuple[TrialState | None, float | None]:
+        """Return how the run of a trial ended and its figure, as its folder tells; None if it has not."""
+        from optuna.trial import TrialState
+
+        from i2i_lightning.callbacks.trial import PRUNED
+
+        run = read_run(self.folder / str(trial.number), self.folder)
+        value = run.metrics.get(self.options.monitor)
+        if PRUNED in trial.user_attrs:
+            return TrialState.PRUNED, None
+        if run.state == "finished" and value is not None and math.isfinite(value):
+            return TrialState.COMPLETE, value
+        return None, None
+
+    def _settle(self, number: int, state: TrialState | None, value: float | None) -> None:
+        from optuna.trial import TrialState
+
+        if state is TrialState.COMPLETE:
+            self.study.tell(number, value)
+        else:
+            self.study.tell(number, state=state)
 
     def _counted(self) -> list[optuna.trial.FrozenTrial]:
         """Return the trials that count: all but those that wait, and those that were begun again."""
@@ -343,13 +418,17 @@ class _Study:
 
     def ask(self, number: int) -> list[optuna.trial.Trial]:
         """Return the next trials, at most ``number``; none where the study is complete."""
+        from i2i_lightning.callbacks.trial import held
+
         trials: list[optuna.trial.Trial] = []
-        while len(trials) < number and len(self._counted()) < self.options.trials:
-            # Seeded anew for each trial by its number: a study that was interrupted goes on as it would have.
-            self.study.sampler = self._sampler(len(self.study.get_trials(deepcopy=False)))
-            trial = self.study.ask(self.space)
-            trial.set_user_attr(WORKER, self.worker)
-            trials.append(trial)
+        with held(self._turn):
+            while len(trials) < number and len(self._counted()) < self.options.trials:
+                # Seeded anew for each trial by its number: a study that was interrupted goes on as it would
+                # have.
+                self.study.sampler = self._sampler(len(self.study.get_trials(deepcopy=False)))
+                trial = self.study.ask(self.space)
+                trial.set_user_attr(WORKER, self.worker)
+                trials.append(trial)
         self.write()
         return trials
 

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -256,7 +257,11 @@ def _last_checkpoints(folder: Path) -> list[Path]:
 def unfinished_run(folder: Path, overrides: Iterable[str]) -> Path | None:
     """Return the newest run in ``folder`` that began with these overrides, and is not running or finished."""
     wanted = _what_matters(overrides)
-    runs = sorted(folder.glob(f"*/{SOURCE}"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    begun = {}
+    for file in folder.glob(f"*/{SOURCE}"):
+        with suppress(OSError):  # another process has just thrown away a run that came to nothing
+            begun[file] = file.stat().st_mtime_ns
+    runs = sorted(begun, key=lambda file: begun[file], reverse=True)
     for run in (file.parent.parent for file in runs):
         same = _what_matters(first_overrides(run)) == wanted
         if same and finished_epochs(run) is None and not lock.is_running(run):

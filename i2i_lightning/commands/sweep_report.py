@@ -51,11 +51,12 @@ def write(folder: Path, output: Path | None = None, ranked_by: str | None = None
         UserError: If there are no runs, or none has the figure to rank by.
     """
     from i2i_lightning.cli.lock import is_running
+    from i2i_lightning.cli.planned import planned_jobs
     from i2i_lightning.sweeps.page import page
     from i2i_lightning.sweeps.tables import markdown, runs_csv, summary, variants_csv, variants_table
     from i2i_lightning.sweeps.variants import read_sweep
 
-    sweep = read_sweep(folder, ranked_by, is_running)
+    sweep = read_sweep(folder, ranked_by, is_running, planned_jobs(folder))
     place = folder if output is None else output.expanduser()
     place.mkdir(parents=True, exist_ok=True)
     texts = {

@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 from i2i_lightning.cli.app import App, is_first_process
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lightning import Trainer
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
     from omegaconf import DictConfig
 
     from i2i_lightning.cli.record import Run
@@ -29,20 +33,31 @@ def train(run: Run) -> None:
     from i2i_lightning.cli.optuna_sweeper import trial_report
     from i2i_lightning.cli.recorder import Recorder
     from i2i_lightning.loggers.guard import GuardedLogger
-    from i2i_lightning.strategies.cluster import cluster_environment, meet, trainer_settings
-    from i2i_lightning.strategies.devices import check_devices
+    from i2i_lightning.strategies.cluster import cluster_environment, meet
     from i2i_lightning.strategies.ranks import ending_together
-    from i2i_lightning.strategies.sync_batchnorm import SynchronizedNorms
     from i2i_lightning.types import UserError
 
     config = run.config
     seed_everything(config.seed, workers=True, verbose=False)
     environment = cluster_environment()
-    precision = instantiate(config.precision, _convert_="all")
-    wanted: Any = OmegaConf.to_container(config.trainer, resolve=True)
-    settings = trainer_settings(environment, *(wanted[key] for key in ("devices", "num_nodes", "strategy")))
-    hardware = {key: (wanted | settings)[key] for key in ("accelerator", "devices", "num_nodes", "strategy")}
-    check_devices(**hardware, precision=precision.precision, clustered=environment is not None)
+    callbacks = entries(config.callbacks)
+    if config.sweep is not None and config.sweep.trial is not None:
+        # First, so that the checkpoint is written after it asked for a stop.
+        callbacks.insert(0, trial_report(config, run.folder.parent))
+    if not config.trainer.enable_progress_bar:
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    # Spawned processes unpickle the callbacks; the lock stays with the process that holds it.
+    callbacks.append(Recorder(replace(run, lock=None)))
+    loggers = [GuardedLogger(logger) for logger in entries(config.logger)]
+    trainer = build_trainer(config, environment, callbacks, loggers, run.folder)
+    if (
+        HydraConfig.get().mode == RunMode.MULTIRUN
+        and "Subprocess" in type(trainer.strategy.launcher).__name__
+    ):
+        raise UserError(
+            f"trainer.devices={config.trainer.devices}: each process would run the whole sweep again; "
+            "sweep over one device, or take launcher=slurm or trainer=ddp_spawn"
+        )
     datamodule = instantiate(config.data, _convert_="all")
     method = instantiate(config.method, _convert_="all")
     method.config = OmegaConf.to_container(config.method, resolve=True)
@@ -54,32 +69,6 @@ def train(run: Run) -> None:
         if is_first_process():
             print(filled, flush=True)
 
-    callbacks = entries(config.callbacks)
-    if config.sweep is not None and config.sweep.trial is not None:
-        # First, so that the checkpoint is written after it asked for a stop.
-        callbacks.insert(0, trial_report(config, run.folder.parent))
-    if not config.trainer.enable_progress_bar:
-        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
-    norms = SynchronizedNorms() if config.trainer.sync_batchnorm else None
-    trainer = instantiate(
-        config.trainer,
-        **settings,
-        plugins=[plugin for plugin in (precision, environment, norms) if plugin is not None],
-        sync_batchnorm=False,  # this would add Lightning's, which refuses CPUs
-        # Spawned processes unpickle this; the lock stays with the process that holds it.
-        callbacks=[*callbacks, Recorder(replace(run, lock=None))],
-        logger=[GuardedLogger(logger) for logger in entries(config.logger)],
-        default_root_dir=str(run.folder),
-        _convert_="all",
-    )
-    if (
-        HydraConfig.get().mode == RunMode.MULTIRUN
-        and "Subprocess" in type(trainer.strategy.launcher).__name__
-    ):
-        raise UserError(
-            f"trainer.devices={config.trainer.devices}: each process would run the whole sweep again; "
-            "sweep over one device, or take launcher=slurm or trainer=ddp_spawn"
-        )
     meet(environment)
     if is_first_process():
         if not run.started:
@@ -94,6 +83,51 @@ def train(run: Run) -> None:
         print(
             f"Gallery: {record.shown(gallery)}" if gallery.is_file() else f"Run: {record.shown(run.folder)}"
         )
+
+
+def build_trainer(
+    config: DictConfig,
+    environment: ClusterEnvironment | None,
+    callbacks: list[Any],
+    loggers: list[Any],
+    folder: Path,
+) -> Trainer:
+    """Build the trainer for the devices, the processes and the number format that ``config`` names.
+
+    Args:
+        config: The whole config.
+        environment: What started this process and knows the others; None for Lightning's own.
+        callbacks: What watches the run.
+        loggers: Where it logs.
+        folder: The run folder.
+
+    Raises:
+        UserError: If this machine cannot do what is asked.
+    """
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    from i2i_lightning.strategies.cluster import trainer_settings
+    from i2i_lightning.strategies.devices import check_devices
+    from i2i_lightning.strategies.sync_batchnorm import SynchronizedNorms
+
+    precision = instantiate(config.precision, _convert_="all")
+    wanted: Any = OmegaConf.to_container(config.trainer, resolve=True)
+    settings = trainer_settings(environment, *(wanted[key] for key in ("devices", "num_nodes", "strategy")))
+    hardware = {key: (wanted | settings)[key] for key in ("accelerator", "devices", "num_nodes", "strategy")}
+    check_devices(**hardware, precision=precision.precision, clustered=environment is not None)
+    norms = SynchronizedNorms() if config.trainer.sync_batchnorm else None
+    trainer: Trainer = instantiate(
+        config.trainer,
+        **settings,
+        plugins=[plugin for plugin in (precision, environment, norms) if plugin is not None],
+        sync_batchnorm=False,  # this would add Lightning's, which refuses CPUs
+        callbacks=callbacks,
+        logger=loggers,
+        default_root_dir=str(folder),
+        _convert_="all",
+    )
+    return trainer
 
 
 def entries(group: DictConfig | None) -> list[Any]:

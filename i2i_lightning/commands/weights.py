@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 from pathlib import Path
@@ -51,6 +52,7 @@ def main(words: list[str] | None = None) -> None:
     try:
         if arguments.command == "list":
             list_weights(folder)
+            sys.stdout.flush()
         elif arguments.command == "get":
             get_weights(arguments.names, folder, arguments.source)
         elif not verify_weights(arguments.names, folder):
@@ -59,6 +61,9 @@ def main(words: list[str] | None = None) -> None:
         sys.exit(f"{PROGRAM}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"{PROGRAM}: stopped; the same command goes on where it was")
+    except BrokenPipeError:  # list | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at the end
+        sys.exit(1)
 
 
 def list_weights(folder: Path) -> None:

@@ -183,7 +183,9 @@ def _partitions() -> Finding:
 
 def wandb_server() -> str:
     """Return the address of the server that runs are sent to."""
-    return (os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").rstrip("/")
+    from i2i_lightning.loggers.wandb_log import server_address
+
+    return server_address()
 
 
 def reach_wandb() -> float:

@@ -37,9 +37,12 @@ class GuardedLogger:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "_logger":  # while it is unpickled, there is nothing to ask yet
             raise AttributeError(name)
+        if name == "experiment":  # the other side's own object, not a method, even where it can be called
+            if not hasattr(type(self._logger), name):
+                raise AttributeError(name)
+            return self._call(name, lambda: self._logger.experiment)  # Lightning asks for it at set-up
         value = getattr(self._logger, name)
-        # ``experiment`` is the other side's own object, not a method, even where it can be called.
-        return partial(self._call, name, value) if callable(value) and name != "experiment" else value
+        return partial(self._call, name, value) if callable(value) else value
 
     def _call(self, name: str, method: Any, *args: Any, **kwargs: Any) -> Any:
         if time.monotonic() < self._silent_until and name != "finalize":

@@ -12,6 +12,7 @@ import shutil
 import string
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -170,7 +171,7 @@ class WandbLog(Logger):
             os.environ["WANDB_DATA_DIR"] = self._data_dir = str(self.wandb_dir.resolve())
         kept = self.wandb_dir / "id"
         if self.run_id is None and kept.is_file():
-            self.run_id = kept.read_text(encoding="utf-8").strip()
+            self.run_id = kept.read_text(encoding="utf-8").strip() or None
         if self.run_id is None:
             agent = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
             letters = string.ascii_lowercase + string.digits
@@ -200,7 +201,10 @@ class WandbLog(Logger):
             mode = "offline"
             self._run = self._init(wandb, mode)
         self.wandb_dir.mkdir(exist_ok=True)
-        kept.write_text(f"{self.run_id}\n", encoding="utf-8")
+        if not kept.is_file() or kept.read_text(encoding="utf-8").strip() != self.run_id:
+            beside = kept.with_name(f"{kept.name}.tmp")
+            beside.write_text(f"{self.run_id}\n", encoding="utf-8")
+            os.replace(beside, kept)
         self._offline = mode != "online"
         # Online the server knows how far the run has come; offline the files of its earlier parts do.
         server = int(self._run.step) - 1 if getattr(self._run, "resumed", False) else -1
@@ -355,8 +359,10 @@ class WandbLog(Logger):
         metrics = self.folder / "metrics.csv"
         if not metrics.is_file():
             return
-        for row in read_rows(metrics)[1]:
-            if not row.get("step", "").isdecimal() or not self._known < int(row["step"]) < step:
+        rows = [row for row in read_rows(metrics)[1] if row.get("step", "").isdecimal()]
+        last_of = {row.get("epoch"): row for row in rows}  # whose preview is made at its end
+        for row in rows:
+            if not self._known < int(row["step"]) < step:
                 continue
             values: dict[str, Any] = {
                 name: float(cell) for name, cell in row.items() if cell and name not in FIRST_COLUMNS
@@ -364,7 +370,8 @@ class WandbLog(Logger):
             if row.get("epoch"):
                 values["epoch"] = float(row["epoch"])
                 epoch = int(float(row["epoch"])) + 1
-                if (picture := preview_file(self.folder, epoch)).is_file():
+                ends = row is last_of[row["epoch"]]
+                if ends and (picture := preview_file(self.folder, epoch)).is_file():
                     with Image.open(picture) as grid:
                         pixels = np.asarray(grid.convert("RGB"))
                     values[PREVIEW] = [self._image(PREVIEW, pixels, preview_caption(epoch))]
@@ -434,7 +441,11 @@ class WandbLog(Logger):
     def _handed_over(self) -> set[str]:
         log_file = self.wandb_dir / "artifacts.jsonl"
         lines = log_file.read_text(encoding="utf-8").splitlines() if log_file.is_file() else []
-        return {json.loads(line)["digest"] for line in lines}
+        digests = set()
+        for line in lines:
+            with suppress(ValueError):  # half a line, of a process that was killed
+                digests.add(json.loads(line)["digest"])
+        return digests
 
     @staticmethod
     def _artifact(kind: str, name: str, metadata: Mapping[str, Any] | None) -> Any:
@@ -478,11 +489,21 @@ def _run_of(path: Path) -> str | None:
     return None
 
 
+def server_address() -> str:
+    """Return the server's address, as the environment or ``wandb login --host`` left it."""
+    address = os.environ.get("WANDB_BASE_URL")
+    if not address:
+        import wandb
+
+        address = str(wandb.Settings().base_url)
+    return address.rstrip("/")
+
+
 def has_key() -> bool:
     """Say whether W&B would find a key without asking: in the environment, or in the netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
+    host = urlsplit(server_address()).netloc
     path = os.environ.get("NETRC")
     try:
         return netrc.netrc(path).authenticators(host) is not None

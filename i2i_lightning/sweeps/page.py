@@ -76,7 +76,7 @@ def _swatch(colour: str) -> str:
 def _header(sweep: Sweep) -> str:
     states = count_states(sweep.runs)
     over = sum(states.get(state, 0) for state in ("finished", "pruned", "failed"))
-    total = max(len(sweep.runs), int(sweep.study.get("trials_wanted") or 0))
+    total = max(len(sweep.runs), sweep.planned or 0)
     goes_on = states.get("running") or states.get("waiting") or over + states.get("stopped", 0) < total
     troubled = states.get("failed") or states.get("stopped")
     state = "running" if goes_on else "stopped" if troubled else "finished"
@@ -243,8 +243,7 @@ def _chart(sweep: Sweep, colours: dict[str, str], name: str) -> str:
         if not curves:
             continue
         colour = colours[variant.label]
-        mean = _mean_curve([charts.thin(curve) for curve in curves])
-        lines.append(Line(variant.label, colour, mean))
+        lines.append(Line(variant.label, colour, charts.thin(_mean_curve(curves))))
         if len(curves) > 1:
             lines += [Line(variant.label, colour, curve, faint=True) for curve in curves]
     lines.sort(key=lambda line: line.faint)
@@ -312,6 +311,7 @@ def _pictures(sweep: Sweep, colours: dict[str, str]) -> str:
     blocks = []
     for strip in made:
         heads = [f"<th>{escape(strip.source)}</th><th></th>"]
+        caption = f"<caption>{escape(strip.title)}</caption>" if len(made) > 1 else ""
         for variant, (run, preview) in zip(variants, found, strict=True):
             under = []
             if run is not None and several:
@@ -328,7 +328,7 @@ def _pictures(sweep: Sweep, colours: dict[str, str]) -> str:
             cells += ["<td class='gap'></td>", _cell(strip.truths[index])] if strip.truth else []
             rows.append(f"<tr title='{escape(name)}'>{''.join(cells)}</tr>")
         inside = f"<tr>{''.join(heads)}</tr>{''.join(rows)}"
-        blocks.append(f"<div class='scroll'><table class='film strip'>{inside}</table></div>")
+        blocks.append(f"<div class='scroll'><table class='film strip'>{caption}{inside}</table></div>")
     when = f"after epoch {next(iter(epochs))}" if len(epochs) == 1 else "as far as each run is"
     return (
         f"<section><h2>The same inputs <small>held out, {when}; not chosen</small></h2>"

@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -78,7 +79,10 @@ class RunRecord:
 def find_runs(folder: Path) -> list[Path]:
     """Return the run folders below ``folder`` (or itself), in the order of their numbers and names."""
     marks = (".hydra/overrides.yaml", "metrics.csv", FAILURE)
-    found = {path.parents[mark.count("/")] for mark in marks for path in folder.rglob(mark)}
+    found = set()
+    for place, *_ in os.walk(folder):  # which passes over what vanishes meanwhile
+        if any(Path(place, mark).is_file() for mark in marks):
+            found.add(Path(place))
     inside = [run for run in found if not any(parent in found for parent in run.parents)]
     return sorted(inside, key=lambda run: _natural(str(run.relative_to(folder))))
 

@@ -97,6 +97,7 @@ class Sweep:
         ranked_by: The figure that orders the variants; None where there is none.
         references: By name of the row, what to compare figures with: those of real pictures, say.
         study: What Optuna left, if this is a study.
+        planned: Runs that there are to be; None where nobody said.
     """
 
     folder: Path
@@ -107,6 +108,7 @@ class Sweep:
     ranked_by: str | None
     references: dict[str, dict[str, float]]
     study: dict[str, Any]
+    planned: int | None = None
 
     @property
     def in_order(self) -> list[Variant]:
@@ -117,11 +119,16 @@ class Sweep:
         """Return the best mean of a figure among the variants that have finished."""
         means = [v.mean(metric) for v in self.variants if not v.partial]
         known = [mean for mean in means if mean is not None]
+        if better(metric) is None:  # a study's own figure, by which they are ranked
+            return next((v.mean(metric) for v in self.variants if not v.partial), None)
         return min(known, key=lambda mean: badness(metric, mean)) if known else None
 
 
 def read_sweep(
-    folder: Path, ranked_by: str | None = None, is_running: Callable[[Path], bool] = lambda folder: False
+    folder: Path,
+    ranked_by: str | None = None,
+    is_running: Callable[[Path], bool] = lambda folder: False,
+    planned: int | None = None,
 ) -> Sweep:
     """Read all runs below ``folder``: of a sweep, a job array, a study, or none of these.
 
@@ -129,6 +136,7 @@ def read_sweep(
         folder: A folder with run folders below it.
         ranked_by: Figure to rank by; None takes a study's own, else the first of :data:`RANKED_BY`.
         is_running: Says whether a process trains the run in a folder.
+        planned: Runs that there are to be; a study says so itself.
 
     Raises:
         UserError: If there are no runs, or no run has the figure to rank by.
@@ -151,18 +159,23 @@ def read_sweep(
         variant.values, variant.partial = _values(variant.runs)
     metrics = _metrics(variants)
     wanted = ranked_by or study.get("monitor")
+    way = {"minimize": "lower", "maximize": "higher"}.get(str(study.get("direction")))
     if ranked_by is not None and ranked_by not in metrics:
         known = ", ".join(metrics) or "none"
         raise UserError(f"--by {ranked_by}: no run has this figure with a direction; there is: {known}")
+    if wanted is not None and better(wanted) is None and any(v.values.get(wanted) for v in variants):
+        metrics.insert(0, wanted)  # of a study, which says itself which way is better
     chain = _chain(metrics, wanted)
-    _rank(variants, chain)
+    _rank(variants, chain, way)
     # A variant that is not done yet goes by the figure that all have so far, behind those that are.
     variants.sort(key=lambda v: (v.rank is None, v.rank or 0, v.number))
     references: dict[str, dict[str, float]] = {}
     for run in runs:
         for row, figures in run.references.items():
             references[row] = {**figures, **references.get(row, {})}
-    return Sweep(folder, runs, variants, keys, metrics, chain[0] if chain else None, references, study)
+    first = chain[0] if chain else None
+    total = study.get("trials_wanted", planned)
+    return Sweep(folder, runs, variants, keys, metrics, first, references, study, total)
 
 
 def count_states(runs: Iterable[RunRecord]) -> dict[str, int]:
@@ -356,13 +369,15 @@ def _chain(metrics: Sequence[str], wanted: str | None) -> list[str]:
     return list(dict.fromkeys(chain))
 
 
-def _rank(variants: Sequence[Variant], chain: Sequence[str]) -> None:
+def _rank(variants: Sequence[Variant], chain: Sequence[str], way: str | None) -> None:
+    """Number the variants from the best; ``way`` is that of a figure whose own nobody knows."""
     keyed = []
     for variant in variants:
         for place, name in enumerate(chain):
             mean = variant.mean(name)
             if mean is not None:
-                keyed.append((place, badness(name, mean), variant.number, variant))
+                bad = badness(name, mean) if better(name) else mean if way == "lower" else -mean
+                keyed.append((place, bad, variant.number, variant))
                 break
     keyed.sort(key=lambda item: item[:3])
     for rank, (*_, variant) in enumerate(keyed, start=1):

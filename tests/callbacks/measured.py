@@ -94,7 +94,6 @@ PAIRED = ["l1", "psnr", "ssim", "fid", "kid", "pixel_accuracy", "class_accuracy"
 def cases(root: Path) -> dict[str, dict[str, float]]:
     """Return the figures of every case."""
     torch.set_num_threads(1)
-    inception.InceptionFeatures = TinyFeatures  # type: ignore[assignment, misc]
     found = {}
     for val_batch_size in (1, 2, 3):
         seed_everything(1, verbose=False)
@@ -108,5 +107,6 @@ def cases(root: Path) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
+    inception.InceptionFeatures = TinyFeatures  # type: ignore[assignment, misc]
     results = cases(Path(sys.argv[1]))
     Path(sys.argv[2]).write_text(json.dumps(results), encoding="utf-8")

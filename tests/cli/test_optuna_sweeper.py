@@ -218,10 +218,42 @@ def test_slips(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) 
     assert says in capsys.readouterr().err
 
 
-def test_another_direction_is_another_study(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("sweep.monitor=val/psnr", "give sweep.study another name"),
+        ("sweep.monitor=val/lpips_alex", "study mine is about val/l1; give sweep.study another name"),
+        ("loss.gan_mode=choice(lsgan,hinge)", "not those that trial 0 of study mine was drawn from"),
+        ("sweep.direction=maximize", "would look for the worst val/l1: give minimize"),
+        ("sweep.monitor=train/generator/l1", "give what validation measures"),
+    ],
+)
+def test_another_question_is_another_study(
+    word: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_study("sweep.trials=1") == 0
-    assert run_study("sweep.trials=1", "sweep.direction=maximize") == 1
-    assert "give sweep.study another name" in capsys.readouterr().err
+    assert run_study("sweep.trials=2", word) == 1
+    assert message in capsys.readouterr().err
+    assert [trial["state"] for trial in trials()] == ["complete"]
+
+
+def test_jobs_of_slurm_outlive_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One is still in the queue, and one has ended since: neither is begun again."""
+    assert python("sweep.trials=3", DIES_AT="1").returncode == -signal.SIGKILL
+    with monkeypatch.context() as patch:
+        patch.setattr("i2i_lightning.cli.optuna_sweeper.is_under_way", lambda sweep, run: run == sweep / "1")
+        assert run_study("sweep.trials=3") == 0
+    assert "still under way, and told when the study is next continued: 1" in capsys.readouterr().out
+    assert [trial["state"] for trial in trials()] == ["complete", "running", "complete"]
+    run = STUDY / "1"
+    run.mkdir(exist_ok=True)
+    (run / "metrics.csv").write_text("step,epoch,val/l1\n1,0,0.125\n")
+    (run / "finished.json").write_text("{}")
+    assert run_study("sweep.trials=3") == 0
+    assert [trial["state"] for trial in trials()] == ["complete"] * 3
+    assert trials()[1]["value"] == 0.125
 
 
 def test_without_a_space(capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,6 +281,7 @@ def test_a_vain_trial_is_told_to_stop(tmp_path: Path) -> None:
         max_epochs=4,
         should_stop=False,
         current_epoch=0,
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(_should_check_val_epoch=lambda: True)),
     )
     module: Any = None
     report.on_fit_start(trainer, module)
@@ -261,6 +294,9 @@ def test_a_vain_trial_is_told_to_stop(tmp_path: Path) -> None:
     told = optuna.load_study(study_name="s", storage=open_storage(journal)).trials[3]
     assert told.intermediate_values == {1: 9.0, 2: 9.0}
     assert told.user_attrs == {"pruned_after_epoch": 2}
+    trainer.callback_metrics = {"val/psnr": 9.0}
+    with pytest.raises(UserError, match=r"sweep\.monitor=val/l1: nothing logs this metric; .*val/psnr"):
+        report.on_train_epoch_end(trainer, module)
     with pytest.raises(UserError, match=r"sweep.pruner=some: give median, halving or null"):
         TrialReport(journal, "s", 3, "val/l1", pruner="some")
 

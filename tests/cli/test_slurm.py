@@ -193,6 +193,31 @@ def test_words_of_a_job(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.usefixtures("without_slurm")
+@pytest.mark.parametrize("words", [[], ["resume=auto"]])
+def test_a_job_that_is_to_go_on_by_itself_has_its_folder(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a sweep, too: its jobs must not sweep once more."""
+    given = ["experiment=pix2pix_toy", "sweep=pix2pix_losses", *words]
+    assert APP.main([*given, "launcher=slurm", "launcher.dry_run=true"]) == 0
+    script = script_of(capsys.readouterr().out)
+    for index, job in enumerate(words_in(script, 5)):
+        assert job.count("resume=auto") == 1
+        assert "hydra.mode=RUN" in job
+        assert f"hydra.run.dir='{script.parents[1]}/{index}'" in job
+
+
+@pytest.mark.usefixtures("without_slurm")
+def test_a_folder_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, "hydra.run.dir=runs/a", "resume=auto", "launcher=slurm", "launcher.dry_run=true"]
+    assert APP.main(words) == 0
+    (job,) = words_in(script_of(capsys.readouterr().out))
+    assert f"hydra.run.dir='{tmp_path}/runs/a'" in job
+    assert APP.main([*words, "seed=1,2"]) == 1
+    assert "hydra.run.dir: a sweep has several jobs; give hydra.sweep.dir" in capsys.readouterr().err
+
+
 def test_words_of_a_job_that_goes_on(tmp_path: Path) -> None:
     """A run that is named has its folder and its groups already."""
     words = job_words(["resume=old", "launcher=slurm"], tmp_path, ["trainer.devices=2"], [], [])

@@ -98,6 +98,7 @@ def test_one_bad_job_spoils_no_other(capsys: pytest.CaptureFixture[str]) -> None
     said = capsys.readouterr().err
     assert "i2i-train: job 1 failed: the disk is full" in said
     assert "ZeroDivisionError: a bug" in said
+    assert "Error executing job" not in said
     assert said.endswith(
         "i2i-train: 2 of 5 jobs failed, the others are done:\n"
         "  here/1: the disk is full\n  here/3: ZeroDivisionError: a bug\n"

@@ -74,6 +74,21 @@ def test_it_looks_like_the_logger_it_guards_and_travels_to_spawned_processes() -
     assert again.taken == [1, 2]
 
 
+def test_a_logger_that_cannot_even_begin(caplog: pytest.LogCaptureFixture) -> None:
+    """Lightning asks every logger for its ``experiment`` as a run is set up."""
+
+    class Unborn(Flaky):
+        @property
+        def experiment(self) -> None:
+            raise OSError("no space left on device")
+
+    logger = GuardedLogger(Unborn())
+    assert hasattr(logger, "experiment")
+    assert logger.experiment is None
+    assert len(caplog.records) == 1
+    assert "Unborn cannot log (OSError: no space left on device)" in caplog.records[0].message
+
+
 def test_what_is_no_failure_passes(clock: list[float]) -> None:
     class Interrupted(Flaky):
         def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from PIL import Image
 from i2i_lightning.loggers.csv_log import CSVLog
 from i2i_lightning.loggers.pictures import preview_file
 from i2i_lightning.loggers.wandb_file import BLOCK, FILE_HEADER, HEADER, last_step, records
-from i2i_lightning.loggers.wandb_log import WandbLog, has_key
+from i2i_lightning.loggers.wandb_log import WandbLog, has_key, server_address
 from i2i_lightning.types import UserError
 
 ReadBack = Callable[[Path], Any]
@@ -41,7 +42,8 @@ def test_key_is_found_where_wandb_looks(
     no_key: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert not has_key()
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "0" * 40 + "\n")
+    host = urlsplit(server_address()).netloc
+    (tmp_path / "netrc").write_text(f"machine {host} login user password {'0' * 40}\n")
     assert has_key()
     monkeypatch.setenv("WANDB_BASE_URL", "https://elsewhere.example")
     assert not has_key()

@@ -175,18 +175,22 @@ def test_bit_equal_from_every_checkpoint(
         assert_same(whole["callbacks"], resumed["callbacks"], stop.stem)
 
 
-def test_a_run_stopped_in_mid_epoch_goes_on_there(tmp_path: Path) -> None:
-    """``trainer.max_time`` sets ``should_stop``; Lightning then runs the epoch's end as usual."""
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_stopped_in_mid_epoch_goes_on_there(tmp_path: Path, accumulate: int) -> None:
+    """``trainer.max_time`` sets ``should_stop``; Lightning then runs the epoch's end as usual.
+
+    Of two batches that take a step together, the one that waits is not left behind.
+    """
 
     class StopAfter(L.Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             trainer.should_stop = trainer.lightning_module.batches_seen == BATCHES + 1
 
-    whole = run(tmp_path / "whole", Linear(EPOCHS, 2))
-    run(tmp_path / "stopped", Linear(EPOCHS, 2), extra=[StopAfter()])
+    whole = run(tmp_path / "whole", Linear(EPOCHS, 2), accumulate=accumulate)
+    run(tmp_path / "stopped", Linear(EPOCHS, 2), accumulate=accumulate, extra=[StopAfter()])
     last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
-    assert read_checkpoint(last)["batches_seen"] == BATCHES + 1
-    resumed = run(tmp_path / "stopped", Linear(EPOCHS, 2), resume=last)
+    assert read_checkpoint(last)["batches_seen"] == BATCHES + accumulate
+    resumed = run(tmp_path / "stopped", Linear(EPOCHS, 2), accumulate=accumulate, resume=last)
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "batches_seen", "epoch", "NoisyData"):
         assert_same(whole[part], resumed[part], part)
 

@@ -22,7 +22,7 @@ from i2i_lightning.strategies.cluster import node_address
 
 pytestmark = pytest.mark.slurm
 
-BATCHES = 60
+BATCHES = 100
 TINY = [
     "data=toyfaces",
     "data.crop_px=32",
@@ -125,13 +125,32 @@ def batches_saved(run: Path) -> int:
     return int(progress["current"]["completed"])
 
 
-def signal_in_an_epoch(command: Command, job: str, run: Path) -> None:
-    """Signal ``job`` in the middle of an epoch, and see that it was saved there and put back."""
-    until(lambda: 0 < batches_saved(run) < BATCHES // 2, f"checkpoint in an epoch in {run}", command)
-    subprocess.run(["scancel", "--signal=USR1", job], check=True)
-    until(lambda: facts(job).get("Restarts") == "1", f"restart of {job}", command)
-    # SLURM holds the job back for some seconds: this is what it will go on from.
-    assert 0 < batches_saved(run) < BATCHES
+def signal_in_an_epoch(command: Command, jobs: dict[str, Path]) -> None:
+    """Signal every job in the middle of an epoch, and see that it was saved there and put back.
+
+    Args:
+        command: What submitted them.
+        jobs: The run folder of each; whichever comes to its first checkpoint is the first.
+    """
+    waiting, saved = dict(jobs), {}
+
+    def all_are_signalled() -> bool:
+        for job, run in list(waiting.items()):
+            if 0 < batches_saved(run) < BATCHES // 2:
+                subprocess.run(["scancel", "--signal=USR1", job], check=True)
+                del waiting[job]
+        return not waiting
+
+    def all_are_back() -> bool:
+        for job, run in jobs.items():
+            if job not in saved and facts(job).get("Restarts") == "1":
+                # SLURM holds the job back for some seconds: this is what it will go on from.
+                saved[job] = batches_saved(run)
+        return saved.keys() == jobs.keys()
+
+    until(all_are_signalled, f"checkpoint in an epoch of {jobs}", command)
+    until(all_are_back, f"restart of {jobs}", command)
+    assert all(0 < batches < BATCHES for batches in saved.values()), saved
 
 
 def assert_same(left: Any, right: Any, where: str = "") -> None:
@@ -169,7 +188,7 @@ def test_a_signalled_job_of_two_tasks_ends_as_if_nothing_had_happened(start: Sta
     command = start(tasks, "name=stopped", "launcher=slurm", "launcher.tasks_per_node=2")
     job = command.wait_for(r"Job (\d+): RUNNING on n1")[1]
     run = only(tmp_path, "outputs/stopped/multirun/*") / "0"
-    signal_in_an_epoch(command, job, run)
+    signal_in_an_epoch(command, {job: run})
     assert command.wait() == 0, command.printed
     assert f"Job {job}: PENDING (BeginTime, back in the queue, restart 1)" in command.lines
     assert command.lines[-1] == f"Job {job}: COMPLETED"
@@ -186,9 +205,7 @@ def test_a_signalled_sweep_ends_as_if_nothing_had_happened(start: Start, tmp_pat
     command = start(*sweep, "name=stopped", "launcher=slurm")
     number = command.wait_for(r"Job (\d+)_0: RUNNING")[1]
     runs = only(tmp_path, "outputs/stopped/multirun/*")
-    for index in (0, 1):
-        name = f"{number}_{index}"
-        signal_in_an_epoch(command, name, runs / str(index))
+    signal_in_an_epoch(command, {f"{number}_{index}": runs / str(index) for index in (0, 1)})
     assert command.wait() == 0, command.printed
     for index in (0, 1):
         name = f"{number}_{index}"

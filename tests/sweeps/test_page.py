@@ -224,6 +224,16 @@ def test_charts_are_drawn_where_they_belong() -> None:
     assert len(charts.thin([(float(x), 0.0) for x in range(5000)])) <= charts.MAX_POINTS
 
 
+def test_means_are_over_what_all_seeds_have_reached(make_run: MakeRun, tmp_path: Path) -> None:
+    """Also where one of them has so many points that they are thinned out."""
+    from i2i_lightning.sweeps.page import _mean_curve
+
+    long, short = ([(float(x), float(x)) for x in range(count)] for count in (1000, 150))
+    mean = _mean_curve([long, short])
+    assert mean[-1] == (149.0, 149.0)
+    assert charts.thin(mean)[-1] == (149.0, 149.0)
+
+
 def test_the_command_needs_no_torch(ablation: Path, tmp_path: Path, checkout: Path) -> None:
     code = (
         "import sys; from i2i_lightning.commands.sweep_report import main; main();"

@@ -6,9 +6,13 @@ import statistics
 from pathlib import Path
 
 import pytest
+import yaml
 
 import i2i_lightning.sweeps.variants as variants
 import i2i_lightning.sweeps.words as words
+from i2i_lightning.cli.planned import planned_jobs
+from i2i_lightning.commands import sweep_report
+from i2i_lightning.sweeps.page import page
 from i2i_lightning.sweeps.variants import Sweep, read_sweep
 from i2i_lightning.types import UserError
 
@@ -125,6 +129,39 @@ def test_a_study_says_which_figure_counts_and_what_was_pruned(make_run: MakeRun,
     ]
     assert (labels(sweep), sweep.ranked_by) == (["trial 0", "trial 1", "trial 2"], "val/l1")
     assert sweep.variants[-1].rank is None
+
+
+def test_a_study_whose_way_is_its_own(make_run: MakeRun, tmp_path: Path) -> None:
+    for number, oddness in enumerate((1.0, 3.0, 2.0)):
+        folder = make_run(str(number), f"loss.lambda_l1={number + 1}")
+        text = (folder / "metrics.csv").read_text().splitlines()
+        text = [f"{text[0]},val/oddness", *(f"{line},{oddness}" for line in text[1:])]
+        (folder / "metrics.csv").write_text("\n".join(text) + "\n")
+    study = {"monitor": "val/oddness", "direction": "maximize", "trials_wanted": 3, "trials": []}
+    (tmp_path / "sweep" / "study.json").write_text(json.dumps(study))
+    sweep = read_sweep(tmp_path / "sweep")
+    assert (labels(sweep), sweep.ranked_by) == (["trial 1", "trial 2", "trial 0"], "val/oddness")
+    assert sweep.best("val/oddness") == 3.0
+    assert sweep.planned == 3
+    page(sweep, tmp_path)
+
+
+def test_runs_that_have_not_begun_are_waited_for(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("0", "variant=l1", "seed=0")
+    make_run("1", "variant=l1", "seed=1")
+    overrides = {"hydra": {"sweeper": {"params": {"variant": "l1,cgan"}}, "overrides": {}}}
+    overrides["hydra"]["overrides"] = {"task": ["experiment=x", "seed=range(0,3)", "name='a,b'"]}
+    file = tmp_path / "sweep" / "multirun.yaml"
+    file.write_text(yaml.safe_dump(overrides))
+    assert planned_jobs(tmp_path / "sweep") == 6
+    sweep_report.main([str(tmp_path / "sweep")])
+    text = (tmp_path / "sweep" / "report.html").read_text()
+    assert "2/6" in text
+    assert "class='state running'" in text
+    file.write_text("hydra: 3")
+    assert planned_jobs(tmp_path / "sweep") is None
 
 
 def test_folders_without_runs(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +16,21 @@ from i2i_lightning.types import UserError
 
 PROGRAM = "i2i-train"
 
-OVER = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
+OVER = (
+    "COMPLETED",
+    "FAILED",
+    "TIMEOUT",
+    "CANCELLED",
+    "PREEMPTED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "BOOT_FAIL",
+    "DEADLINE",
+)
 """States that a job does not leave by itself."""
 
+LOGS = "slurm"
+"""Folder of the batch scripts and logs in that of a sweep."""
 SLOWEST_POLL_S = 15.0
 TAIL_BYTES = 65536
 """How much of a log's end is searched for a message."""
@@ -74,7 +88,7 @@ class Job:
 
 
 def submit(script: Path, jobs: Sequence[Job], logs: Path) -> None:
-    """Submit ``script``, and note in ``jobs`` what SLURM calls them.
+    """Submit ``script``, and note what SLURM calls each job: in ``jobs``, and in a file beside the script.
 
     Raises:
         UserError: If SLURM does not take it; with its own words.
@@ -96,6 +110,38 @@ def submit(script: Path, jobs: Sequence[Job], logs: Path) -> None:
     for index, job in enumerate(jobs):
         job.slurm_id, job.logs = (f"{number}_{index}" if len(jobs) > 1 else number), logs
         print(f"Job {job.slurm_id}: submitted: {job.title}; log: {job.log}", flush=True)
+    names = {job.folder.name: job.slurm_id for job in jobs}
+    write_text(script.with_suffix(".json"), json.dumps(names))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file, or none."""
+    from i2i_lightning.checkpoints.io import write_beside
+
+    def write(beside: Path) -> None:
+        beside.write_text(text, encoding="utf-8")
+
+    write_beside(path, write)
+
+
+def is_under_way(sweep: Path, run: Path) -> bool:
+    """Say whether SLURM has a job for the folder ``run`` of a sweep that waits or runs.
+
+    Args:
+        sweep: Folder of the sweep.
+        run: The run folder.
+    """
+    for note in (sweep / LOGS).glob("submission_*.json"):
+        name = json.loads(note.read_text(encoding="utf-8")).get(run.name)
+        if name is None:
+            continue
+        command = ["scontrol", "show", "job", "--oneliner", name]
+        with suppress(OSError):
+            shown = subprocess.run(command, capture_output=True, text=True).stdout
+            facts = parse_jobs(shown).get(name)
+            if facts is not None and facts.get("JobState") not in OVER:
+                return True
+    return False
 
 
 class Watch:

@@ -18,13 +18,14 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from i2i_lightning.cli import arguments
-from i2i_lightning.cli.slurm.jobs import Job, Watch, submit
+from i2i_lightning.cli.slurm.jobs import LOGS, Job, Watch, submit, write_text
 from i2i_lightning.cli.slurm.script import SlurmOptions, batch_script
 from i2i_lightning.types import UserError
 
 OF_THIS_COMMAND = re.compile(r"hydra[./](run|sweep|sweeper|launcher|mode|output_subdir)\b|hydra\.job\.")
 """Overrides of Hydra's own settings that are about submitting, not about the jobs."""
 
+RUN_DIR = "hydra.run.dir"
 RUN_FLAGS = ("-m", "--multirun", "-r", "--run")
 
 
@@ -50,8 +51,13 @@ class SlurmLauncher(Launcher):
         """
         from hydra.utils import instantiate
 
+        own_folder = any(_key(word) == RUN_DIR for word in self.config.hydra.overrides.hydra)
+        if own_folder and (len(job_overrides) > 1 or initial_job_idx):
+            raise UserError(
+                f"{RUN_DIR}: a sweep has several jobs; give hydra.sweep.dir, the folder of them all"
+            )
         composed = [
-            self._compose(list(overrides), initial_job_idx + index)
+            self._compose(list(overrides), initial_job_idx + index, own_folder)
             for index, overrides in enumerate(job_overrides)
         ]
         options: SlurmOptions = instantiate(self.config.launcher, _convert_="all")
@@ -66,11 +72,11 @@ class SlurmLauncher(Launcher):
             for overrides, (config, folder) in zip(job_overrides, composed, strict=True)
         ]
         sweep = Path(str(self.config.hydra.sweep.dir)).absolute()
-        logs = sweep / "slurm"
+        logs = sweep / LOGS
         logs.mkdir(parents=True, exist_ok=True)
         script = logs / f"submission_{initial_job_idx}.sh"
         text = batch_script([job.words for job in jobs], options, str(self.config.name), logs)
-        script.write_text(text, encoding="utf-8")
+        write_text(script, text)
         if options.dry_run:
             print(f"Batch script, not submitted: {script}", flush=True)
             return [_returned(job) for job in jobs]
@@ -86,8 +92,8 @@ class SlurmLauncher(Launcher):
             key = "launcher.dry_run=true" if options.dry_run else "launcher.wait=false"
             raise UserError(f"{key}: this sweep chooses its next jobs by what the last ones returned")
 
-    def _compose(self, overrides: list[str], number: int) -> tuple[DictConfig, Path]:
-        """Return the config of one job, checked, and its run folder.
+    def _compose(self, overrides: list[str], number: int, own_folder: bool) -> tuple[DictConfig, Path]:
+        """Return the config of one job, checked, and its run folder: the given one, or its place in a sweep.
 
         Raises:
             UserError: If something is wrong with it: better said now than after a night in the queue.
@@ -99,7 +105,8 @@ class SlurmLauncher(Launcher):
         with open_dict(config):
             config.hydra.job.id = str(number)
             config.hydra.job.num = number
-            folder = Path(str(config.hydra.sweep.dir), str(config.hydra.sweep.subdir)).absolute()
+            of_sweep = (str(config.hydra.sweep.dir), str(config.hydra.sweep.subdir))
+            folder = Path(*((str(config.hydra.run.dir),) if own_folder else of_sweep)).absolute()
             del config["hydra"]
         check.check_config(config, SCHEMAS.get(str(self.config.hydra.job.config_name), RunConfig))
         return config, folder
@@ -146,7 +153,8 @@ def job_words(
         of_hydra: Overrides of Hydra's settings in the command line that submits.
         argv: That command line itself, for its flags.
     """
-    own = [word for word in overrides if not _is_about_launching(word)]
+    # A job goes on in its folder in any case, which is what resume=auto asks for.
+    own = [word for word in overrides if not _is_about_launching(word) and not _is_automatic(word)]
     keys = {_key(word) for word in own}
     words = [*own, *(word for word in fit if _key(word) not in keys)]
     if "resume" not in keys:  # else the run and its folder are there, and it keeps its groups
@@ -159,6 +167,10 @@ def job_words(
 
 def _is_about_launching(word: str) -> bool:
     return _key(word).partition(".")[0] == "launcher"
+
+
+def _is_automatic(word: str) -> bool:
+    return _key(word) == "resume" and arguments.split_override(word)[1].strip("'\"") in ("auto", "null", "")
 
 
 def _key(word: str) -> str:

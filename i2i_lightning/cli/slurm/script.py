@@ -153,14 +153,18 @@ def _before(logs: Path) -> list[str]:
         "",
         "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}; job=${job:-$SLURM_JOB_ID}",
         "# A task that cannot reach SLURM, in a container, asks to be requeued by this file.",
-        f'export I2I_REQUEUE_FILE={shlex.quote(str(logs))}/"$job"_requeue; rm -f "$I2I_REQUEUE_FILE"',
+        f'export I2I_REQUEUE_FILE={shlex.quote(str(logs))}/"$job"_requeue',
+        f'rm -f "$I2I_REQUEUE_FILE" {shlex.quote(str(logs))}/"$job"_exit  # of an earlier start',
     ]
 
 
 def _after(logs: Path) -> list[str]:
     return [
         "status=$?",
-        'if [ -e "$I2I_REQUEUE_FILE" ]; then rm "$I2I_REQUEUE_FILE"; scontrol requeue "$job" && exit; fi',
+        # The run ended well because it was to be requeued: if it cannot be, it is half done.
+        'if [ -e "$I2I_REQUEUE_FILE" ]; then',
+        '  rm "$I2I_REQUEUE_FILE"; scontrol requeue "$job" && exit; status=1',
+        "fi",
         f'echo "$status" >{shlex.quote(str(logs))}/"$job"_exit  # for when SLURM has forgotten',
         'exit "$status"',
     ]
