@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -15,12 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lightning import Callback, Trainer
 from PIL import Image
 
 from i2i_lightning import config
+from i2i_lightning.checkpoints import seal
 from i2i_lightning.checkpoints.io import read_checkpoint
 from i2i_lightning.cli import lock, record
 from i2i_lightning.cli.lock import RunLock
+from i2i_lightning.commands import train as command
 from i2i_lightning.commands.train import APP
 from i2i_lightning.types import UserError
 from tests.methods.test_resume import assert_same
@@ -236,6 +240,44 @@ def test_a_damaged_checkpoint_falls_back(capsys: pytest.CaptureFixture[str]) -> 
     told = capsys.readouterr().err
     assert "run: no checkpoint of this run is whole: last.ckpt (" in told
     assert len(told.splitlines()) <= 3
+
+
+def test_a_checkpoint_that_cannot_be_read_falls_back(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("hydra.run.dir=run", "trainer.max_epochs=3")
+    whole, look = last(), seal.what_is_wrong
+
+    def bad_sector(path: Path) -> str | None:
+        if path.name == "last.ckpt":
+            raise OSError(errno.EIO, "Input/output error")
+        return look(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(seal, "what_is_wrong", bad_sector)
+        assert APP.main(["resume=run"]) == 0
+    told = capsys.readouterr().err
+    assert "last.ckpt (it cannot be read: Input/output error); continuing from run/checkpoints/last_1" in told
+    assert_same(whole["state_dict"], last()["state_dict"])
+
+
+def test_a_last_epoch_that_is_broken_off_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``trainer.max_time`` may end there, and Lightning counts that epoch as completed."""
+
+    class TimeIsUp(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            trainer.should_stop = trainer.current_epoch == 1
+
+    train("hydra.run.dir=whole", "trainer.max_epochs=2")
+    entries = command.entries
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "entries", lambda group: [TimeIsUp()] * ("finite" in group) + entries(group))
+        train("hydra.run.dir=run", "trainer.max_epochs=2")
+    assert 0 < last()["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"] < 3
+    assert not Path("run", "finished.json").exists()
+    train("hydra.run.dir=run", "trainer.max_epochs=2", "resume=auto")
+    assert Path("run", "finished.json").exists()
+    assert_same(last("whole")["state_dict"], last()["state_dict"])
 
 
 def test_the_lock(

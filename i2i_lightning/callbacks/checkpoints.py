@@ -66,6 +66,11 @@ class Checkpoints(Checkpoint):
         if mode not in ("min", "max"):
             raise UserError(f"callbacks.checkpoints.mode={mode}: give min or max")
         metric = (monitor or "").removeprefix("val/").removesuffix("_ab").removesuffix("_ba")
+        if _BETTER.get(metric) == "near 1":
+            raise UserError(
+                f"callbacks.checkpoints.monitor={monitor}: it is best near 1, neither largest nor smallest; "
+                "monitor another metric"
+            )
         right = {"lower": "min", "higher": "max"}.get(_BETTER.get(metric, ""), mode)
         if mode != right:
             raise UserError(
@@ -237,11 +242,19 @@ class Checkpoints(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keep the random state until training starts: building the run must not draw from it."""
+        self._resumes_between_epochs = bool(checkpoint.get("between_epochs", False))
         if "random_state" in checkpoint:
             others = checkpoint.get("random_states_of_others")
             self._random_states = [checkpoint["random_state"], *(others or [])]
             # Checkpoints from before every process drew numbers of its own have one state for all.
             was = trainer.world_size if others is None else len(self._random_states)
+            if was != trainer.world_size and not self._resumes_between_epochs:
+                raise UserError(
+                    f"this checkpoint was written in the middle of an epoch by {was} "
+                    f"process{'es' if was > 1 else ''}, whose shares of it are not those of "
+                    f"{trainer.world_size}: give trainer.devices={was}, or resume from the end of an epoch "
+                    "(checkpoints/best.ckpt)"
+                )
             if was != trainer.world_size and trainer.is_global_zero:
                 log.warning(
                     "this run was trained by %s processes and goes on with %s: it will not be bit for bit "
@@ -249,7 +262,6 @@ class Checkpoints(Checkpoint):
                     was,
                     trainer.world_size,
                 )
-        self._resumes_between_epochs = bool(checkpoint.get("between_epochs", False))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the random states, and enter the next epoch as an uninterrupted run would."""

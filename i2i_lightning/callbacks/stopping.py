@@ -22,9 +22,9 @@ class GracefulStop(Checkpoint):
     A signal only leaves a note. All processes agree on it after a batch, the checkpoint is written after the
     next one that leaves nothing half done (an epoch's last batch: once its validation and its end are over),
     and every process raises :class:`~i2i_lightning.strategies.signals.Stopped`. Nothing of an epoch's end is
-    run in the middle of it, so that a continued run has the same log as one that was never stopped. In the
-    last epoch the run is finished instead. Where SLURM sent the signal it is asked to start the job again,
-    once the checkpoint is on the disk. A second Ctrl+C stops at once.
+    run in the middle of it, so that a continued run has the same log as one that was never stopped. At the
+    end of the last epoch the run is finished instead. Where SLURM sent the signal it is asked to start the
+    job again, once the checkpoint is on the disk. A second Ctrl+C stops at once.
 
     It derives from Lightning's ``Checkpoint`` to come last: every other callback must have seen the batch.
 
@@ -122,4 +122,6 @@ class GracefulStop(Checkpoint):
             if isinstance(callback, Checkpoints):
                 callback.save_now(trainer)
         requeued = trainer.is_global_zero and signals.wants_requeue(self._signum) and requeue()
+        # Nobody leaves before the first is done: the end of a process that was spawned ends the others.
+        requeued = bool(trainer.strategy.broadcast(requeued))
         raise signals.Stopped(self._signum, agreed=True, requeued=requeued)

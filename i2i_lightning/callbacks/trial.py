@@ -134,6 +134,8 @@ class TrialReport(Callback):
         Raises:
             UserError: If the metric is not measured: better now than when every trial has been trained.
         """
+        if not trainer.is_last_batch:
+            return  # broken off: the figure is of part of an epoch
         vain = False
         validated = trainer.fit_loop.epoch_loop._should_check_val_epoch()
         if validated and self.monitor.startswith("val/") and self.monitor not in trainer.callback_metrics:

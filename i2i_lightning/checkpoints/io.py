@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from i2i_lightning.checkpoints.seal import what_is_wrong
 from i2i_lightning.types import UserError
 
+ZIP_WRITER_SAYS = ("PytorchStreamWriter", "inline_container", "unexpected pos", "strerror", "iostream")
+"""What torch's RuntimeErrors about a file hold."""
+
 
 def write_beside(path: Path, write: Callable[[Path], None]) -> None:
     """Run ``write`` on a temporary file next to ``path`` and rename it onto ``path`` when it is whole.
@@ -45,7 +48,9 @@ def write_beside(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(beside, path)
         _flush_to_disk(path.parent)
     except (OSError, RuntimeError) as error:
-        # torch reports a full disk as a RuntimeError of its zip writer.
+        # torch reports a full disk as a RuntimeError of its zip writer; others are not about this file.
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in ZIP_WRITER_SAYS):
+            raise
         earlier = "; an earlier file of this name is untouched" if path.exists() else ""
         raise UserError(f"{path}: cannot be written ({_why_unwritten(error)}){earlier}") from error
     finally:

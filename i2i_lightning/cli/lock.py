@@ -79,16 +79,17 @@ class RunLock:
 
 def is_running(folder: Path) -> bool:
     """Say whether a process on any machine trains the run in ``folder``."""
-    if fcntl is None:
+    if fcntl is None or not (folder / NAME).is_file():
         return False
     try:
         descriptor = os.open(folder / NAME, os.O_RDONLY)
-    except OSError:  # there is none, or it is not ours to read
+    except OSError:  # not ours to read
         return False
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # those who ask do not see each other
     except OSError as error:
         return error.errno in TAKEN
+    else:
+        return False
     finally:
         os.close(descriptor)
-    return False

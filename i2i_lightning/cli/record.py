@@ -227,7 +227,13 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     Raises:
         UserError: If there are checkpoints, and every one of them is damaged.
     """
-    from i2i_lightning.checkpoints.seal import what_is_wrong
+    from i2i_lightning.checkpoints import seal
+
+    def what_is_wrong(path: Path) -> str | None:
+        try:
+            return seal.what_is_wrong(path)
+        except OSError as error:  # a bad sector, a lost mount: the file before it may be whole
+            return f"it cannot be read: {error.strerror or error}"
 
     damaged: dict[Path, str] = {}
     for path in _last_checkpoints(folder):

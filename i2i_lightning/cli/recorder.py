@@ -20,7 +20,7 @@ class Recorder(Callback):
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.began = False
+        self.began = self.epoch_is_over = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrive in a spawned process, where nobody has hidden yet what Lightning says that helps no one."""
@@ -33,13 +33,24 @@ class Recorder(Callback):
         if trainer.is_global_zero and (self.run.checkpoint is not None or self.run.again):
             record.continued(self.run)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note whether an epoch came to its end: Lightning counts one that was broken off, too."""
+        self.epoch_is_over = trainer.is_last_batch
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note the end; a run that was stopped does not come here."""
         if stage != "fit" or not trainer.is_global_zero:
             return
+        epochs = trainer.max_epochs
+        finished = epochs is not None and 0 <= epochs <= trainer.current_epoch
         if not self.began and self.run.checkpoint is not None:
-            print(
-                f"All {trainer.max_epochs} epochs are trained already; for more give trainer.max_epochs=..."
-            )
-        if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
-            record.finish(self.run, trainer.max_epochs)
+            if finished:
+                print(f"All {epochs} epochs are trained already; for more give trainer.max_epochs=...")
+            else:
+                print(
+                    f"trainer.max_time is used up, in epoch {trainer.current_epoch + 1} of {epochs}; "
+                    "give more, or trainer.max_time=null"
+                )
+        if finished and (self.epoch_is_over or not self.began):
+            assert epochs is not None
+            record.finish(self.run, epochs)

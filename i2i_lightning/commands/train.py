@@ -107,15 +107,18 @@ def build_trainer(
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from i2i_lightning.strategies.cluster import trainer_settings
+    from i2i_lightning.strategies.cluster import SlurmTasks, trainer_settings
     from i2i_lightning.strategies.devices import check_devices
     from i2i_lightning.strategies.sync_batchnorm import SynchronizedNorms
+    from i2i_lightning.types import UserError
 
+    if config.precision is None:
+        raise UserError("precision=null: give fp32, tf32, bf16, fp16 or fp64")
     precision = instantiate(config.precision, _convert_="all")
     wanted: Any = OmegaConf.to_container(config.trainer, resolve=True)
     settings = trainer_settings(environment, *(wanted[key] for key in ("devices", "num_nodes", "strategy")))
     hardware = {key: (wanted | settings)[key] for key in ("accelerator", "devices", "num_nodes", "strategy")}
-    check_devices(**hardware, precision=precision.precision, clustered=environment is not None)
+    check_devices(**hardware, precision=precision.precision, clustered=isinstance(environment, SlurmTasks))
     norms = SynchronizedNorms() if config.trainer.sync_batchnorm else None
     trainer: Trainer = instantiate(
         config.trainer,

@@ -333,6 +333,18 @@ class Method(LightningModule):
 
     # ------------------------------------------------------------------------------------------------ testing
 
+    def on_validation_start(self) -> None:
+        """Measure one network: give every process the running statistics of the first, which are saved.
+
+        Norms over the batch of one process have statistics of their own there, and nobody shares them in
+        manual optimisation.
+        """
+        if self.trainer.world_size > 1:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    for buffer in module.buffers():
+                        torch.distributed.broadcast(buffer, 0)
+
     @contextmanager
     def testing(self, name: str, seed: int = 0) -> Iterator[nn.Module]:
         """Lend the network ``self.<name>``, or its average if one is kept, for use outside training.
@@ -341,9 +353,7 @@ class Method(LightningModule):
         neither the global random state nor any running statistic changes.
         """
         network = self.averages[name] if name in self.averages else getattr(self, name)
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices=devices), _test_mode(network, self.test_mode):
-            torch.manual_seed(seed)
+        with torch.no_grad(), _own_random_numbers(self.device, seed), _test_mode(network, self.test_mode):
             yield network
 
     def test_seed(self, batch_idx: int) -> int:
@@ -393,6 +403,20 @@ class Method(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the batch count back; the config is the run's own."""
         self.batches_seen = int(checkpoint.get("batches_seen", 0))
+
+
+@contextmanager
+def _own_random_numbers(device: torch.device, seed: int) -> Iterator[None]:
+    """Draw from ``seed`` within the context, and afterwards as if nothing had been drawn."""
+    on_mps = device.type == "mps"  # which torch's own context does not know
+    state = torch.mps.get_rng_state() if on_mps else None
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        if state is not None:
+            torch.mps.set_rng_state(state)
 
 
 @contextmanager

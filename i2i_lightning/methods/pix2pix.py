@@ -143,7 +143,7 @@ class Pix2Pix(Method):
         Accumulated batches all wait here for the discriminator's step: they keep their images alone, and the
         generator runs again for its gradients.
         """
-        if self.accumulates:
+        if self.accumulates and self.loss.lambda_gan > 0:
             return recomputed(self.generator, self.translate, real_a)
         return self.translate(self.generator, real_a)
 

@@ -288,7 +288,12 @@ class _Meeting:
         with contextlib.ExitStack() as stack:
             with self._listen() as server:
                 server.settimeout(0.5)
-                while len(present) < self.ranks - 1:
+                while True:
+                    if len(present) == self.ranks - 1:
+                        # One that has died since is missing again.
+                        present = {rank: line for rank, line in present.items() if not _has_hung_up(line)}
+                    if len(present) == self.ranks - 1:
+                        break
                     missing = sorted(set(range(1, self.ranks)) - set(present))
                     self._check_time(
                         _name_ranks(missing),
@@ -351,6 +356,16 @@ class _Meeting:
                 return line.recv(2) == b"go"
             except TimeoutError:
                 self._check_time("the other ranks", "rank 0 is there: its log says who is missing")
+
+
+def _has_hung_up(line: socket.socket) -> bool:
+    line.setblocking(False)
+    try:
+        return not line.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _name_ranks(ranks: Iterable[int]) -> str:

@@ -14,7 +14,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from i2i_lightning.types import UserError
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
-PLAIN_DDP = ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")
+PLAIN_DDP = ("ddp", "ddp_spawn")
 UNUSED = "_find_unused_parameters_true"
 STRATEGIES = ("auto", *(name + UNUSED for name in PLAIN_DDP))
 MPS_PRECISIONS = ("32-true", "bf16-mixed")
@@ -42,7 +42,7 @@ def check_devices(
         UserError: Naming the key, and what this machine has instead.
     """
     kind = _kind(accelerator)
-    count = _check_count(kind, devices)
+    count = _check_count(kind, devices, clustered)
     _check_strategy(strategy, count * num_nodes)
     if kind == "mps" and precision not in MPS_PRECISIONS:
         raise UserError(
@@ -85,7 +85,7 @@ def _kind(accelerator: str) -> str:
     return accelerator
 
 
-def _check_count(kind: str, devices: int | str | Sequence[int]) -> int:
+def _check_count(kind: str, devices: int | str | Sequence[int], clustered: bool) -> int:
     """Return how many devices this is.
 
     Raises:
@@ -104,6 +104,11 @@ def _check_count(kind: str, devices: int | str | Sequence[int]) -> int:
         return len(indices)
     if max(indices) >= there:
         having = f"{there} GPU{'s' if there > 1 else ''}"
+        if clustered:
+            raise UserError(
+                f"trainer.devices={devices}: this task sees {having}, and each is to see all of its node; "
+                "give srun --gpus-per-node and not --gpus-per-task, or --gpu-bind=none"
+            )
         if isinstance(wanted, list):
             having += f", counted from 0 to {there - 1}" if there > 1 else ", number 0"
         raise UserError(

@@ -26,7 +26,14 @@ LAST_WORDS_S = 60.0
 WATCH_S = 0.5
 GRACE_S = 30.0
 """Seconds that the first process is given to end in order after another one has died."""
-PEER_IS_GONE = ("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe")
+PEER_IS_GONE = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection refused",
+    "broken pipe",
+    "ncclremoteerror",
+    "remote process exiting",
+)
 """What torch's collectives say where a process of the run is no longer there."""
 
 
@@ -57,7 +64,6 @@ def ending_together(trainer: Trainer) -> Iterator[None]:
         lightnings, module._launch_process_observer = module._launch_process_observer, watch.follow
     try:
         yield
-        signals.be_patient(False)
     except Stopped as stop:
         _let_others_end(launcher, stop.agreed)
         raise
@@ -75,6 +81,7 @@ def ending_together(trainer: Trainer) -> Iterator[None]:
             raise SystemExit(1) from error
         raise UserError("another process of this run is gone; this one cannot go on without it") from error
     finally:
+        signals.be_patient(False)
         signals.forward(None)
         if watch is not None:
             module._launch_process_observer = lightnings
@@ -112,12 +119,13 @@ class _Watch(threading.Thread):
         while not self._stop_asked.wait(WATCH_S):
             codes = [process.poll() for process in self._processes]
             died = [(rank, code) for rank, code in enumerate(codes, start=1) if code]
-            if not died or signals.received() is not None:
+            if not died:
                 continue
-            rank, code = died[0]
-            how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-            sys.stderr.write(f"{_died(rank, how)}\n")
-            self._spoken.set()
+            if signals.received() is None:  # else everyone is ending, by themselves as a rule
+                rank, code = died[0]
+                how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+                sys.stderr.write(f"{_died(rank, how)}\n")
+                self._spoken.set()
             if not self._stop_asked.wait(GRACE_S):
                 self._launcher.kill(signal.SIGKILL)
                 os._exit(1)
@@ -129,12 +137,15 @@ def _died(rank: int, how: str) -> str:
 
 def _stopped_by(error: ProcessExitedException) -> Stopped | None:
     """Return the signal by which spawned processes stopped: the one they got, or this one."""
-    received = signals.received()
-    if received is not None:
-        return Stopped(received, agreed=True)
-    codes = {128 + int(signum): signum for signum in signals.SIGNALS}
-    signum = codes.get(error.exit_code)
-    return None if signum is None else Stopped(signum, agreed=True)
+    told = {
+        stop.code: stop
+        for requeued in (False, True)
+        for stop in (Stopped(signum, agreed=True, requeued=requeued) for signum in signals.SIGNALS)
+    }
+    stop, received = told.get(error.exit_code), signals.received()
+    if received is None:
+        return stop
+    return Stopped(received, agreed=True, requeued=stop is not None and stop.requeued)
 
 
 def _let_others_end(launcher: Any, agreed: bool) -> None:

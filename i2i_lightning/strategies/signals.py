@@ -28,6 +28,7 @@ class Stopped(SystemExit):
     """A signal has asked this process to stop; its ``code`` is 128 and the signal's number, as in a shell.
 
     Lightning tidies up and passes a ``SystemExit`` on, and a process that it has spawned ends by it quietly.
+    Its parent learns from the code whether the job was requeued: there is 64 more then.
 
     Args:
         signum: The signal.
@@ -37,7 +38,7 @@ class Stopped(SystemExit):
 
     def __init__(self, signum: signal.Signals, agreed: bool = False, requeued: bool = False) -> None:
         super().__init__(128 + int(signum))
-        self.code: int = 128 + int(signum)
+        self.code: int = 128 + int(signum) + (64 if requeued else 0)
         self.signum = signum
         self.agreed = agreed
         self.requeued = requeued

@@ -280,6 +280,7 @@ def test_a_vain_trial_is_told_to_stop(tmp_path: Path) -> None:
         callback_metrics={},
         max_epochs=4,
         should_stop=False,
+        is_last_batch=True,
         current_epoch=0,
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(_should_check_val_epoch=lambda: True)),
     )

@@ -212,14 +212,17 @@ def test_files_that_go_are_named(
 
 
 def test_a_dead_worker(pairs: Path, meanwhile: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    def kill_one(trainer: Trainer) -> None:
-        workers = [child for child in multiprocessing.active_children() if "Process" in type(child).__name__]
-        assert workers
-        assert workers[0].pid is not None
-        os.kill(workers[0].pid, signal.SIGKILL)
+    others = set(multiprocessing.active_children())  # of earlier tests
+
+    def kill_them(trainer: Trainer) -> None:  # that of the training, and that of the validation
+        workers = [child for child in multiprocessing.active_children() if child not in others]
+        assert len(workers) == 2
+        for worker in workers:
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
         time.sleep(0.5)
 
-    meanwhile(2, 0, kill_one)
+    meanwhile(2, 0, kill_them)
     # The worker is at most two of an epoch's four batches ahead: its death is noticed in this very epoch.
     tiny = [word for word in TINY if not word.startswith("data.batch_size")]
     words = [

@@ -230,6 +230,22 @@ def test_an_unknown_metric_is_named(tmp_path: Path) -> None:
         trainer.fit(build(Linear(1, 0)), NoisyData(batch_size=2))
 
 
+def test_what_is_not_about_the_file_is_not_called_so(tmp_path: Path) -> None:
+    """Saving takes part in collectives: another process may die in them."""
+
+    def peer_dies(target: Path) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234")
+
+    with pytest.raises(RuntimeError, match="Connection closed by peer"):
+        write_beside(tmp_path / "last.ckpt", peer_dies)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_best_near_1_cannot_be_monitored() -> None:
+    with pytest.raises(UserError, match=r"monitor=val/sharpness: it is best near 1"):
+        Checkpoints(monitor="val/sharpness", mode="max")
+
+
 def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     path.write_text("good")

@@ -115,6 +115,16 @@ def test_rates_grow_with_the_processes(ranks: list[dict[str, Any]]) -> None:
     assert ranks[1]["rates"]["rates"] == pytest.approx([4e-3, 4e-3])
 
 
+def test_running_statistics_are_those_of_the_first_when_they_are_used(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["statistics"] for rank in ranks)
+    means = [name for name in first["state"] if name.endswith("running_mean")]
+    assert means
+    for name in means:
+        assert not torch.equal(first["own"][name], second["own"][name]), name
+        assert torch.equal(first["own"][name], first["state"][name]), name
+        assert torch.equal(first["own"][name], second["state"][name]), name
+
+
 def test_a_synchronised_norm_takes_unequal_batches(ranks: list[dict[str, Any]]) -> None:
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(3).double()

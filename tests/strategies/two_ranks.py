@@ -77,6 +77,19 @@ def scaled_rates() -> Any:
     return together(pix2pix(accumulate_batches=2, rate_scaling="linear"), [1, 1])
 
 
+def batch_norm_of_each() -> Any:
+    """Each process has statistics of its own batches, until they are to measure."""
+    method = pix2pix("batch")
+    own: dict[str, Any] = {}
+
+    def measure() -> None:
+        own.update({name: value.clone() for name, value in method.state_dict().items()})
+        method.on_validation_start()
+
+    method.on_train_end = measure  # type: ignore[method-assign]
+    return {**together(method, [2, 2]), "own": own}
+
+
 def unequal_batches() -> Any:
     """Return outputs, gradients and statistics of a norm whose processes have two and four images."""
     torch.manual_seed(0)
@@ -130,6 +143,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "scaled fp32": scaled_with_overflow,
     "logged": logged_terms,
     "rates": scaled_rates,
+    "statistics": batch_norm_of_each,
     "unequal": unequal_batches,
     "alone": testing_alone,
 }

@@ -170,7 +170,8 @@ def _is_about_launching(word: str) -> bool:
 
 
 def _is_automatic(word: str) -> bool:
-    return _key(word) == "resume" and arguments.split_override(word)[1].strip("'\"") in ("auto", "null", "")
+    value = arguments.split_override(word)[1] or ""
+    return _key(word) == "resume" and value.strip("'\"") in ("auto", "null", "")
 
 
 def _key(word: str) -> str:
