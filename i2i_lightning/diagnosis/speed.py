@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import math
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +167,8 @@ def probe(method: LightningModule, data: ImageDataModule, accelerator: str) -> I
             use_distributed_sampler=False,
             default_root_dir=folder,
         )
-        trainer.fit(method, datamodule=data)
+        with contextlib.redirect_stdout(io.StringIO()):  # what a run says of its steps
+            trainer.fit(method, datamodule=data)
     # Read only now: to look at a loss is to wait for the device.
     losses = [{name: float(value) for name, value in terms.items()} for terms in watch.terms]
     yield _judge(losses, watch.seconds, watch.pace, data, accelerator)
@@ -205,7 +207,7 @@ def best_accelerator(devices: Sequence[str]) -> str:
     return {"cuda": "gpu", "mps": "mps"}.get(devices[-1].partition(":")[0], "cpu")
 
 
-@contextmanager
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep Lightning's own words off the page."""
     levels = {name: logging.getLogger(name).level for name in ("lightning.pytorch", "lightning.fabric")}
