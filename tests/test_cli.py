@@ -388,6 +388,13 @@ def test_multirun_runs_every_job(stub: Stub, tmp_path: Path, capsys: pytest.Capt
     assert runs[0].folder.parent.parent == tmp_path / "outputs" / "sweep" / "multirun"
 
 
+def test_multirun_over_all_options_of_a_name(stub: Stub) -> None:
+    status, runs = stub("method=pix2pix", "--multirun", "discriminator=glob(patchgan*)", "seed=range(1,3)")
+    assert status == 0
+    chosen = [(run.config.discriminator.num_layers, run.config.seed) for run in runs]
+    assert chosen == [(layers, seed) for layers in (3, 1, 5) for seed in (1, 2)]
+
+
 def test_multirun_reports_a_failed_job(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
     status, _ = stub("--multirun", "seed=1,2", error=UserError("data.root=x: no such folder"))
     assert status == 1
