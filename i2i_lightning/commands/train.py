@@ -30,8 +30,8 @@ def train(run: Run) -> None:
     from i2i_lightning.checkpoints.io import check_networks, read_checkpoint
     from i2i_lightning.checkpoints.warm_start import warm_start
     from i2i_lightning.cli import record
-    from i2i_lightning.cli.optuna_sweeper import trial_report
     from i2i_lightning.cli.recorder import Recorder
+    from i2i_lightning.cli.study import trial_report
     from i2i_lightning.loggers.guard import GuardedLogger
     from i2i_lightning.strategies.cluster import cluster_environment, meet
     from i2i_lightning.strategies.ranks import ending_together

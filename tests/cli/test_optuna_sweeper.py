@@ -19,8 +19,8 @@ import yaml
 
 from i2i_lightning.callbacks.trial import TrialReport, open_storage
 from i2i_lightning.cli.app import App
-from i2i_lightning.cli.optuna_sweeper import JOURNAL
 from i2i_lightning.cli.record import Run
+from i2i_lightning.cli.study import JOURNAL
 from i2i_lightning.commands.train import APP
 from i2i_lightning.types import UserError
 
@@ -243,7 +243,7 @@ def test_jobs_of_slurm_outlive_the_command(
     """One is still in the queue, and one has ended since: neither is begun again."""
     assert python("sweep.trials=3", DIES_AT="1").returncode == -signal.SIGKILL
     with monkeypatch.context() as patch:
-        patch.setattr("i2i_lightning.cli.optuna_sweeper.is_under_way", lambda sweep, run: run == sweep / "1")
+        patch.setattr("i2i_lightning.cli.study.is_under_way", lambda sweep, run: run == sweep / "1")
         assert run_study("sweep.trials=3") == 0
     assert "still under way, and told when the study is next continued: 1" in capsys.readouterr().out
     assert [trial["state"] for trial in trials()] == ["complete", "running", "complete"]

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from i2i_lightning.checkpoints.io import read_checkpoint
 from i2i_lightning.cli.slurm.jobs import parse_jobs
 from i2i_lightning.strategies.cluster import node_address
+from tests.methods.test_resume import assert_same
 
 pytestmark = pytest.mark.slurm
 
@@ -151,21 +150,6 @@ def signal_in_an_epoch(command: Command, jobs: dict[str, Path]) -> None:
     until(all_are_signalled, f"checkpoint in an epoch of {jobs}", command)
     until(all_are_back, f"restart of {jobs}", command)
     assert all(0 < batches < BATCHES for batches in saved.values()), saved
-
-
-def assert_same(left: Any, right: Any, where: str = "") -> None:
-    if isinstance(left, Tensor):
-        assert torch.equal(left, right), where
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys(), where
-        for key in left:
-            assert_same(left[key], right[key], f"{where}/{key}")
-    elif isinstance(left, (list, tuple)):
-        assert len(left) == len(right), where
-        for index, (a, b) in enumerate(zip(left, right, strict=True)):
-            assert_same(a, b, f"{where}/{index}")
-    else:
-        assert left == right, (where, left, right)
 
 
 def assert_ended_alike(run: Path, reference: Path) -> None:
