@@ -401,3 +401,14 @@ def test_taps_replace_activations() -> None:
     assert torch.equal(
         generator.synthesis(w_plus, taps={"b16.image": lambda x: -x}), -generator.synthesis(w_plus)
     )
+
+
+def test_a_fresh_network_begins_as_published() -> None:
+    state = StyleGAN1Generator(8, z_dim=64, w_dim=64, channel_base=256).state_dict()
+    assert torch.equal(state["synthesis.b4.const"], torch.ones(128, 4, 4))
+    for name, value in state.items():
+        if name.endswith((".bias", ".noise_weight", "w_avg")):
+            assert not value.any(), name
+        elif name != "synthesis.b4.const":
+            spread = 100.0 if ".fc" in name else 1.0
+            assert 0.6 * spread < value.std() < 1.4 * spread, name
