@@ -94,7 +94,19 @@ class UnpairedBatch(TypedDict):
     parameters_b: NotRequired[Tensor]
 
 
-Batch = PairedBatch | UnpairedBatch
+class ImageBatch(TypedDict):
+    """A batch of images of one set, as the networks see it.
+
+    ``real`` is float ``(N, C, H, W)`` in [-1, 1]; ``label`` is float ``(N, K)``, one-hot over K classes where
+    images have classes.
+    """
+
+    real: Tensor
+    name: list[str]
+    label: NotRequired[Tensor]
+
+
+Batch = PairedBatch | UnpairedBatch | ImageBatch
 
 
 def height_width(size: Size, key: str = "size") -> tuple[int, int]:

@@ -112,6 +112,10 @@ class Method(LightningModule):
         under ``<player>/<term>``; empty after a batch that waits for others."""
         self.batches_seen = 0
         """Training batches since the beginning of the run, resumes included."""
+        self.images_seen = 0
+        """Training images of all processes that steps were taken on, resumes included."""
+        self.step_images = 0
+        """Images of all processes in the step that is under way."""
         self._waiting: list[Any] = []
         self._share = 1.0  # of the images of a step, those in the batch whose phase is open
         self._completes = True  # whether that batch is the last of its step
@@ -148,9 +152,14 @@ class Method(LightningModule):
             self.make_optimizer([p for network in networks for p in network.parameters() if p.requires_grad])
             for networks in self.players.values()
         ]
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] *= self.rate_factor
+        for player, optimizer in zip(self.players, optimizers, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] *= self.rate_factor
+            self.prepare_optimizer(player, optimizer)
         return optimizers, [self.make_scheduler(optimizer) for optimizer in optimizers]
+
+    def prepare_optimizer(self, player: str, optimizer: Optimizer) -> None:
+        """Adjust the new optimiser of a player, before a schedule takes its rate for the base."""
 
     @property
     def rate_factor(self) -> float:
@@ -270,7 +279,8 @@ class Method(LightningModule):
 
         A batch's loss is a mean over its images, so it counts by its share of all images.
         """
-        sizes = [len(batch["real_a"]) for batch in batches]
+        sizes = [_number_of_images(batch) for batch in batches]
+        self.step_images = sum(sizes) * self.trainer.world_size
         steps = [self.step(batch) for batch in batches]
         self._skipped.clear()
         ended = False
@@ -278,15 +288,21 @@ class Method(LightningModule):
             for index, step in enumerate(steps):
                 self._share, self._completes = sizes[index] / sum(sizes), index == len(steps) - 1
                 ended = next(step, _ENDED) is _ENDED
+        self.images_seen += self.step_images
+
+    def average_decay(self) -> float:
+        """Return the decay of the averaged networks for the step that was just taken."""
+        assert self.ema_decay is not None
+        return self.ema_decay
 
     @torch.no_grad()
     def _update_averages(self) -> None:
+        share = 1.0 - self.average_decay()
         for name, average in self.averages.items():
             network = getattr(self, name)
             if any(network in self.players[player] for player in self._skipped):
                 continue  # an average is over the steps that were taken
-            assert self.ema_decay is not None
-            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1.0 - self.ema_decay)
+            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), share)
             for averaged, current in zip(average.buffers(), network.buffers(), strict=True):
                 averaged.copy_(current)
 
@@ -380,6 +396,7 @@ class Method(LightningModule):
         """Add the config, the batch count, and what one needs to know to translate, as plain containers."""
         checkpoint["method_config"] = self.config
         checkpoint["batches_seen"] = self.batches_seen
+        checkpoint["images_seen"] = self.images_seen
         checkpoint["translation"] = self._translation()
 
     def _translation(self) -> dict[str, Any] | None:
@@ -401,8 +418,14 @@ class Method(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the batch count back; the config is the run's own."""
+        """Take the counts back; the config is the run's own."""
         self.batches_seen = int(checkpoint.get("batches_seen", 0))
+        self.images_seen = int(checkpoint.get("images_seen", 0))
+
+
+def _number_of_images(batch: Mapping[str, Any]) -> int:
+    """Return how many images, or pairs of them, a batch has."""
+    return len(batch["real_a"] if "real_a" in batch else batch["real"])
 
 
 @contextmanager
