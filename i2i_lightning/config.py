@@ -169,11 +169,90 @@ class EvaluateConfig:
     """Data set; the run's own where nothing is said."""
 
 
+@dataclass
+class GeneratorFile:
+    """The generator of commands that load one."""
+
+    path: str = "embedded"
+    """Checkpoint, run folder, ``embedded`` or ``ffhq``."""
+
+
+@dataclass
+class MixingConfig:
+    """The style-mixing matrix of ``i2i-sample``."""
+
+    rows: Any = None
+    """Seeds at the left."""
+    columns: Any = None
+    """Seeds at the top."""
+    layers: Any = "coarse"
+    """What comes from the top: coarse, middle, fine, or rows of w_plus."""
+
+
+@dataclass
+class VideoConfig:
+    """The animation of ``i2i-sample``."""
+
+    space: str = "w"
+    """w, on straight lines, or z, on great arcs."""
+    frames: int = 24
+    """Images from one seed to the next."""
+    fps: float = 24.0
+    """Images per second."""
+    loop: bool = True
+    """Return to the first seed, and play again and again."""
+    format: str = "webp"
+    """webp, gif or mp4."""
+
+
+@dataclass
+class SampleConfig:
+    """Root keys of ``i2i-sample``."""
+
+    generator: GeneratorFile = field(default_factory=GeneratorFile)
+    """What draws; the command line names it ``generator=...``."""
+    seeds: Any = None
+    """Seeds of the samples: 0-35, or 1,5,7-9."""
+    label: Any = None
+    """Classes of all pictures, for a conditional generator."""
+    truncation: float = 1.0
+    """psi of the truncation trick."""
+    cutoff: Optional[int] = None  # noqa: UP045
+    """Rows of w_plus that are truncated; null truncates all."""
+    noise: str = "const"
+    """const, random or none."""
+    grid: bool = True
+    """Write a grid of the samples."""
+    files: bool = True
+    """Write each sample."""
+    latents: bool = True
+    """Write the latent of each sample."""
+    mixing: MixingConfig = field(default_factory=MixingConfig)
+    """Style-mixing matrix."""
+    interpolate: Any = None
+    """Seeds of a way from one to the next."""
+    video: VideoConfig = field(default_factory=VideoConfig)
+    """How that way is written."""
+    tile_px: Optional[int] = None  # noqa: UP045
+    """Side of a picture in grids, matrices and videos."""
+    batch_size: Optional[int] = None  # noqa: UP045
+    """The most images synthesised together."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    output: Optional[str] = None  # noqa: UP045
+    """Folder to write into; null takes outputs/sample/<time>."""
+    overwrite: bool = False
+    """Write into a folder that holds files already."""
+    debug: bool = False
+    """Show the traceback of every error."""
+
+
 SCHEMAS: dict[str, type[Any]] = {
     "train": RunConfig,
     "evaluate": EvaluateConfig,
     "translate": TranslateConfig,
     "convert": ConvertConfig,
+    "sample": SampleConfig,
 }
 """The root keys of each command, by the name of its root config."""
 
@@ -190,6 +269,7 @@ def register() -> None:
         "with_channels": with_channels,
         "halve": halve,
         "toyfaces_channels": toyfaces_channels,
+        "toyfaces_classes": toyfaces_classes,
         "run_folder": run_folder,
         "run_stamp": run_stamp,
         "unused_folder": unused_folder,
@@ -394,3 +474,10 @@ def toyfaces_channels(task: str, side: str) -> int:
     from i2i_lightning.data.toyfaces import tasks
 
     return int(tasks.channels(task, side))
+
+
+def toyfaces_classes(label: str | None) -> int:
+    """Return the number of classes of a label of ToyFaces, 0 without: ``${toyfaces_classes:${data.label}}``."""
+    from i2i_lightning.data.toyfaces import labels
+
+    return labels.num_classes(label)

@@ -416,6 +416,60 @@ class UnpairedDataset:
         return (walked, other) if self.walked == 0 else (other, walked)
 
 
+class ImagesDataset:
+    """Windows of the pictures of one set, mirrored or not: a pure function of the data seed and the key.
+
+    Args:
+        source: The pictures.
+        names: Their names.
+        labels: The class of each, from 0; None where they have none.
+        crop: (height, width) of the window, or None for all.
+        augment: Place the window at random and mirror as ``flip`` says; else it lies in the middle.
+        flip: Mirror half of the items left to right.
+        seed: The data seed.
+    """
+
+    def __init__(
+        self,
+        source: PictureSource,
+        names: Sequence[str],
+        labels: Sequence[int] | None,
+        crop: HeightWidth | None,
+        augment: bool,
+        flip: bool,
+        seed: int,
+    ) -> None:
+        self.source = source
+        self.names = names
+        self.labels = labels
+        self.crop = crop
+        self.augment = augment
+        self.flip = flip
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, key: AnyKey) -> Item:
+        """Return one item: ``real`` channels first, ``name``, and ``label``, a class, where there are any."""
+        batch = self.__getitems__([epoch_and_index(key)])
+        return {name: value[0] for name, value in batch.items()}
+
+    def __getitems__(self, keys: Sequence[AnyKey]) -> Item:
+        """Return the batch of ``keys``; PyTorch's loader calls this instead of fetching item by item."""
+        views: list[Array] = []
+        indices = []
+        for key in keys:
+            epoch, index = epoch_and_index(key)
+            uniforms = item_rng(self.seed, epoch, index).random(3).tolist() if self.augment else None
+            views += cut(fetch(self.source, index), self.crop, uniforms, self.flip)
+            indices.append(index)
+        batch: Item = {"real": _stack(views), "name": [self.names[index] for index in indices]}
+        if self.labels is not None:
+            batch["label"] = torch.tensor([self.labels[index] for index in indices])
+        return batch
+
+
 def cut(
     pictures: Pictures, crop: HeightWidth | None, uniforms: Sequence[float] | None, flip: bool
 ) -> list[Array]:

@@ -39,7 +39,7 @@ CACHES = ("memory", "disk", "none")
 
 
 class FileDataModule(ImageDataModule):
-    """The base of the data modules that read two sides of pictures from files.
+    """The base of the data modules that read one or two sides of pictures from files.
 
     A subclass finds the files in :meth:`setup`, hands them to :meth:`keep`, which checks and caches them, and
     makes its data sets of what comes back.
@@ -266,7 +266,7 @@ def dtypes(source: PictureSource) -> list[str]:
 
 
 def _sizes(item: Item) -> list[tuple[int, ...]]:
-    return [item[side].shape[-2:] for side in ("real_a", "real_b")]
+    return [item[side].shape[-2:] for side in ("real_a", "real_b", "real") if side in item]
 
 
 def _plain(name: str) -> str:

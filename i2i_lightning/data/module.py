@@ -6,6 +6,7 @@ import functools
 import multiprocessing.util
 import os
 import signal
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -40,6 +41,9 @@ def outlive_signals(worker: int) -> None:
 
 def _end_workers() -> None:
     # At its end a process sends its workers a SIGTERM, to which ours do not listen, and waits for them.
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        # Torch listens for workers that die: an error from it would take the place of the exit status.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
@@ -71,6 +75,8 @@ class ImageDataModule(LightningDataModule, ABC):
         out_channels: Channels of its target.
         size_px: (height, width) of a training item, or None where items differ.
         aligned: Whether ``real_b`` shows what ``real_a`` shows; False for unpaired data.
+        one_sided: Whether batches have images of one domain alone, ``real``, and nothing is translated.
+        label_dim: Number of classes of one-sided data; 0 where it has none.
         cache_in_memory: Whether items come from memory; a subclass sets it before the loaders are made.
         multiprocessing_context: How workers are started ("fork", "spawn", ...); None is Python's default.
     """
@@ -79,6 +85,8 @@ class ImageDataModule(LightningDataModule, ABC):
     out_channels: int
     size_px: tuple[int, int] | None
     aligned = True
+    one_sided = False
+    label_dim = 0
 
     def __init__(
         self, batch_size: int = 1, val_batch_size: int = 1, num_workers: int | None = None, seed: int = 0
@@ -116,7 +124,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
         Returns:
             Float images in [-1, 1], float one-hot label maps in {0, 1}; see
-            :class:`~i2i_lightning.types.PairedBatch` and :class:`~i2i_lightning.types.UnpairedBatch`.
+            :class:`~i2i_lightning.types.PairedBatch`, :class:`~i2i_lightning.types.UnpairedBatch` and
+            :class:`~i2i_lightning.types.ImageBatch`.
         """
 
     @abstractmethod
