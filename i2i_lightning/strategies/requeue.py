@@ -2,6 +2,9 @@
 
 ``scontrol requeue`` puts a running batch job back into the queue under its own id, with its own files. SLURM
 then ends the processes of this attempt, so whatever must survive is written before.
+
+This module imports nothing but the standard library: a signal may come while torch is being imported, and
+what was imported by half cannot be imported again.
 """
 
 from __future__ import annotations
@@ -13,8 +16,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-
-from lightning.pytorch.utilities import rank_zero_only
 
 REQUEST_FILE = "I2I_REQUEUE_FILE"
 """Environment variable with a file to create where ``scontrol`` is out of reach, as in a container: the batch
@@ -50,14 +51,14 @@ def restart_count() -> int:
 
 
 def requeue() -> bool:
-    """Put this job back into SLURM's queue; to be called once everything is written.
+    """Put this job back into SLURM's queue; to be called by its first process, once everything is written.
 
-    Only rank 0 acts; every other rank returns False at once. A job that somebody cancelled stays cancelled.
+    A job that somebody cancelled stays cancelled.
 
     Returns:
         Whether SLURM took the job back. If not, one line on stderr says why.
     """
-    if getattr(rank_zero_only, "rank", 0) != 0 or not in_slurm():
+    if not in_slurm():
         return False
     job = job_id()
     refusal = _ask(job)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lightning.pytorch.utilities import rank_zero_only
 
 from i2i_lightning.strategies import requeue
 
@@ -18,7 +20,6 @@ def batch_job(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", requeue.REQUEST_FILE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_JOB_ID", "12")
-    monkeypatch.setattr(rank_zero_only, "rank", 0, raising=False)
 
 
 @pytest.fixture
@@ -59,11 +60,37 @@ def test_requeues_one_element_of_an_array(scontrol: Scontrol, monkeypatch: pytes
     assert asked.read_text().splitlines()[-1] == "requeue 12_3"
 
 
-def test_only_the_first_rank_asks(scontrol: Scontrol, monkeypatch: pytest.MonkeyPatch) -> None:
+SIGNALLED_WHILE_IT_IMPORTS = """
+import importlib.abc, os, signal, sys
+
+class InTheMidst(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "torch._utils":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+sys.meta_path.insert(0, InTheMidst())
+from i2i_lightning.commands.train import APP
+sys.exit(APP.main(["data.crop_px=32", "hydra.run.dir=run", "resume=auto"]))
+"""
+
+
+def test_a_signal_while_torch_is_imported(scontrol: Scontrol, tmp_path: Path, checkout: Path) -> None:
+    """A short time limit, or a slow disk: the stop itself must not need what is there by half."""
     asked = scontrol()
-    monkeypatch.setattr(rank_zero_only, "rank", 1)
-    assert not requeue.requeue()
-    assert asked.read_text() == ""
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED_WHILE_IT_IMPORTS],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(checkout)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    again = "i2i-train: stopped by SIGUSR1. SLURM will start this job again, and it will go on from here"
+    assert done.stderr.split("\n") == ["", again, ""]
+    assert asked.read_text().splitlines()[-1] == "requeue 12"
 
 
 @pytest.mark.parametrize(
