@@ -31,7 +31,25 @@ def test_a_signal_to_all_leaves_the_workers_at_work(checkout: Path, signum: str)
 def test_an_error_in_mid_epoch_ends_the_process(checkout: Path) -> None:
     """At its end a process asks its workers to go, which do not listen, and waits for them."""
     done = run(checkout, "next(batches)\nmultiprocessing.held = batches\nraise SystemExit(3)")
-    assert done.returncode == 3, done.stderr
+    assert (done.returncode, done.stderr) == (3, "")
+
+
+def test_a_process_that_another_started_keeps_its_exit_status(checkout: Path) -> None:
+    """A rank of ``trainer=ddp_spawn`` tells its parent by it why it stopped."""
+    done = run(
+        checkout,
+        """
+        def rank():
+            mine = iter(data.train_dataloader())
+            next(mine)
+            raise SystemExit(143)
+        process = multiprocessing.get_context("fork").Process(target=rank)
+        process.start()
+        process.join()
+        print(process.exitcode)
+        """,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "143\n", "")
 
 
 def run(checkout: Path, code: str) -> subprocess.CompletedProcess[str]:
