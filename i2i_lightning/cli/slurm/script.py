@@ -38,7 +38,8 @@ class SlurmOptions:
         setup: Lines for the shell on the first node before the job starts, such as ``module load cuda``.
         container: What to put before the command, such as ``apptainer exec --nv image.sif``.
         python: Interpreter of the jobs; None for this one, and in a container for its ``python``.
-        signal_seconds: How long before the time limit a job is told to save and go back into the queue.
+        signal_seconds: How long before the time limit a job is told to save and go back into the queue. A
+            validation that has begun is finished first.
         additional: Other options of ``sbatch`` and their values; true for those that take none.
         dry_run: Write the batch script, and submit nothing.
         wait: Wait for the jobs, and fail if one of them does; else return once they are submitted.
