@@ -79,7 +79,11 @@ ReturnToService=2
 JobRequeue=1
 KillWait=20
 MinJobAge=600
-PartitionName=test Nodes=ALL Default=YES MaxTime=60 OverSubscribe=YES:8
+# What runs in the first partition makes room for what is submitted to the second, and comes back.
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=test Nodes=ALL Default=YES MaxTime=60 OverSubscribe=YES:8 PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=ALL MaxTime=60 PriorityTier=2
 CONF
   # The names do not resolve, as on many a cluster: only SLURM knows the address.
   for ((node = 1; node <= nodes; node++)); do

@@ -1,4 +1,4 @@
-"""Jobs on a real SLURM: signalled and requeued, over nodes, failing, killed before they began."""
+"""Jobs on a real SLURM: signalled, pre-empted or out of time and requeued, over nodes, failing, killed."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 from i2i_lightning.checkpoints.io import read_checkpoint
 from i2i_lightning.cli.slurm.jobs import parse_jobs
 from i2i_lightning.strategies.cluster import node_address
+from tests.loggers.conftest import Parts
 from tests.methods.test_resume import assert_same
 
 pytestmark = pytest.mark.slurm
@@ -88,9 +89,10 @@ Start = Callable[..., Command]
 
 
 @pytest.fixture
-def start(slurm: Path, tmp_path: Path) -> Iterator[Start]:
+def start(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Start commands in an empty folder; end them and their jobs."""
     commands: list[Command] = []
+    monkeypatch.setenv("WANDB_MODE", "offline")
 
     def begin(*words: str) -> Command:
         commands.append(Command(tmp_path, [*TINY, *words]))
@@ -164,12 +166,13 @@ def only(folder: Path, pattern: str) -> Path:
 
 
 def test_a_signalled_job_of_two_tasks_ends_as_if_nothing_had_happened(start: Start, tmp_path: Path) -> None:
+    """In the same folder, and in the same W&B run."""
     tasks = f"data.num_train={2 * BATCHES}"
     reference = start(
         tasks, "name=whole", "trainer=ddp_spawn", "trainer.accelerator=cpu", "trainer.devices=2"
     )
     assert reference.wait() == 0, reference.printed
-    command = start(tasks, "name=stopped", "launcher=slurm", "launcher.tasks_per_node=2")
+    command = start(tasks, "name=stopped", "logger=wandb", "launcher=slurm", "launcher.tasks_per_node=2")
     job = command.wait_for(r"Job (\d+): RUNNING on n1")[1]
     run = only(tmp_path, "outputs/stopped/multirun/*") / "0"
     signal_in_an_epoch(command, {job: run})
@@ -180,6 +183,10 @@ def test_a_signalled_job_of_two_tasks_ends_as_if_nothing_had_happened(start: Sta
     assert len((run / "resumes.jsonl").read_text().splitlines()) == 1
     assert "devices: 2" in (run / "config.yaml").read_text()
     assert_ended_alike(run, only(tmp_path, "outputs/whole/*"))
+    found = Parts(run)
+    assert len(found.files) == 2, "one before the signal, one after it, each by the first task alone"
+    assert {record["run_id"] for record in found.of("run")} == {(run / "wandb" / "id").read_text().strip()}
+    assert [row["_step"] for row in found.rows] == list(range(9, 2 * BATCHES, 10)), "no gap and no overlap"
 
 
 def test_a_signalled_sweep_ends_as_if_nothing_had_happened(start: Start, tmp_path: Path) -> None:
@@ -196,6 +203,28 @@ def test_a_signalled_sweep_ends_as_if_nothing_had_happened(start: Start, tmp_pat
         assert f"Job {name}: PENDING (BeginTime, back in the queue, restart 1)" in command.lines
         assert facts(name)["JobState"] == "COMPLETED"
         assert_ended_alike(runs / str(index), only(tmp_path, f"outputs/whole/multirun/*/{index}"))
+
+
+@pytest.mark.parametrize("reason", ["time limit", "pre-emption"])
+def test_what_slurm_ends_by_itself_comes_back(reason: str, start: Start, tmp_path: Path) -> None:
+    """Some time before its limit a job is told to stop, and at once where one of more priority comes."""
+    limit = ["launcher.time=2", "launcher.signal_seconds=20"] if reason == "time limit" else []
+    command = start("data.num_train=4000", "launcher=slurm", *limit)
+    job = command.wait_for(r"Job (\d+): RUNNING")[1]
+    run = only(tmp_path, "outputs/*/multirun/*") / "0"
+    until(lambda: batches_saved(run), f"checkpoint in {run}", command)
+    if reason == "pre-emption":
+        urgent = ["sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true"]
+        subprocess.run(urgent, cwd=tmp_path, check=True)
+    until(lambda: facts(job)["Restarts"] == "1", f"restart of {job}", command)
+    saved = batches_saved(run)
+    log = only(tmp_path, f"outputs/*/multirun/*/slurm/{job}_0_log.out")
+    signum = "SIGUSR1" if reason == "time limit" else "SIGTERM"
+    again = f"i2i-train: stopped by {signum}. SLURM will start this job again, and it will go on from here"
+    assert log.read_text().count(again) == 1
+    until(lambda: batches_saved(run) > saved, f"further checkpoint in {run}", command)
+    assert len((run / "resumes.jsonl").read_text().splitlines()) == 1
+    command.wait_for(rf"Job {job}: PENDING \(\w+, back in the queue, restart 1\)")
 
 
 def test_two_nodes_of_two_tasks(start: Start, tmp_path: Path) -> None:
