@@ -150,7 +150,8 @@ def regression(latents: Tensor, values: Tensor, penalty: float = 1e-2) -> Tensor
     covariance = x.mT @ x / len(x)
     ridge = penalty * covariance.diagonal().mean() * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     slope: Tensor = torch.linalg.solve(covariance + ridge, x.mT @ y / len(x))
-    return (slope / slope.norm()).to(latents.dtype)
+    unit: Tensor = slope / torch.linalg.vector_norm(slope)
+    return unit.to(latents.dtype)
 
 
 def without(direction: Tensor, others: Sequence[Tensor]) -> Tensor:
@@ -163,7 +164,8 @@ def without(direction: Tensor, others: Sequence[Tensor]) -> Tensor:
     basis, _ = torch.linalg.qr(torch.stack(list(others), 1).to(torch.float64))
     left: Tensor = direction.to(torch.float64)
     left = left - basis @ (basis.mT @ left)
-    return (left / left.norm()).to(direction.dtype)
+    unit: Tensor = left / torch.linalg.vector_norm(left)
+    return unit.to(direction.dtype)
 
 
 @torch.no_grad()
