@@ -48,10 +48,10 @@ _CHANNEL_NAMES = {1: "grey", 2: "grey with alpha", 3: "RGB", 4: "RGBA"}
 
 @dataclass(frozen=True)
 class SideFormat:
-    """What one side of a pair is supposed to be.
+    """What one side of a pair, or the images of one-sided data, are supposed to be.
 
     Args:
-        role: ``"in"`` or ``"out"``: which config keys to name in messages.
+        role: ``"in"`` or ``"out"``: which config keys to name in messages; empty where there is one side.
         kind: ``"image"``, or ``"labels"`` for a label map.
         channels: The image's channels, or the number of classes of the label map.
         convert: ``"none"``, or ``"match"`` to let PIL convert 8-bit files to the configured one or three
@@ -66,7 +66,11 @@ class SideFormat:
     @property
     def channels_key(self) -> str:
         """The config key and value of the channels, for messages."""
-        return f"data.{self.role}_channels={self.channels}"
+        return f"{self.key('channels')}={self.channels}"
+
+    def key(self, name: str) -> str:
+        """Return the config key of this side's ``kind`` or ``channels``."""
+        return f"data.{self.role}_{name}" if self.role else f"data.{name}"
 
     @property
     def label_dtype(self) -> npt.DTypeLike:
@@ -166,14 +170,14 @@ def _array_header(array: Array, side: SideFormat) -> Header:
         if channels not in (1, side.channels) or array.dtype.kind not in "uib":
             raise FileProblem(
                 f"not label maps: (H, W) of integer ids, or one-hot (H, W, {side.channels}), is needed",
-                f"data.{side.role}_kind=labels",
+                f"{side.key('kind')}=labels",
                 f"{array.dtype} {array.shape}",
             )
         return Header(height, width, np.dtype(side.label_dtype).name)
     if channels != side.channels:
         first = array.shape[0]
         moved = array.ndim == 3 and first == side.channels
-        mend = "arrays are (H, W, C): move the channels last" if moved else f"set data.{side.role}_channels"
+        mend = "arrays are (H, W, C): move the channels last" if moved else f"set {side.key('channels')}"
         raise FileProblem(f"not of {side.channels_key} channels", mend, f"shape {array.shape}")
     if array.dtype.kind == "f":
         return Header(height, width, "float32")
@@ -293,7 +297,7 @@ def _check_label_mode(image: Image.Image, side: SideFormat) -> str:
     if image.mode not in ("1", "L", "P", "I", *_SIXTEEN_BIT_MODES):
         raise FileProblem(
             "colour images where label maps (one id a pixel) are needed",
-            f"save index images, or set data.{side.role}_kind=image",
+            f"save index images, or set {side.key('kind')}=image",
             image.mode,
         )
     return str(np.dtype(side.label_dtype).name)
@@ -319,7 +323,7 @@ def _check_image_mode(image: Image.Image, png_depth: int | None, side: SideForma
         name = _CHANNEL_NAMES[channels]
         raise FileProblem(
             f"{name} ({channels} channel{'s' if channels > 1 else ''}) where {side.channels_key}",
-            f"set data.{side.role}_channels={channels}{match_hint}",
+            f"set {side.key('channels')}={channels}{match_hint}",
         )
     if png_depth == 16 and mode == "LA":
         raise FileProblem("16-bit grey PNGs with alpha", "save without alpha")

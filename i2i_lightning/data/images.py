@@ -13,7 +13,7 @@ from torch import Tensor
 
 from i2i_lightning.data.checks import FileProblem, check_choice, first_names, raise_problems, require_folder
 from i2i_lightning.data.dataset import FileImages, ImagesDataset, PictureSource
-from i2i_lightning.data.decode import EXTENSIONS
+from i2i_lightning.data.decode import EXTENSIONS, SideFormat
 from i2i_lightning.data.files import FileDataModule, dtypes, in_memory, picture_to_network
 from i2i_lightning.data.module import Item
 from i2i_lightning.data.pairs import SPLITS, content_of, hold_out, list_images, name_below
@@ -57,8 +57,8 @@ def find_images(root: str | os.PathLike[str] | None, val_fraction: float = 0.1) 
     """Find the pictures of all splits.
 
     Args:
-        root: A folder with the pictures, or with ``train`` and perhaps ``val`` and ``test``; folders below are
-            walked through.
+        root: A folder with the pictures, or with ``train`` and perhaps ``val`` and ``test``; folders below
+            are walked through.
         val_fraction: Without any ``val`` or ``test``: this share is taken out of the training.
 
     Raises:
@@ -211,6 +211,8 @@ class ImageFolderDataModule(FileDataModule):
             num_workers=num_workers,
             seed=seed,
         )
+        # There is one side: what the base says of inputs and outputs is said of the same images.
+        self.input = self.output = SideFormat("", "image", channels, convert)
         check_choice("data.labels", labels, LABELS)
         if (labels == "folders") != (label_dim > 0) or label_dim < 0:
             raise UserError(
@@ -270,8 +272,7 @@ class ImageFolderDataModule(FileDataModule):
             setattr(self, f"{split}_set", dataset)
         self.cache_in_memory = all(map(in_memory, sources.values()))
         first = needed[0]
-        for side in (self.input, self.output):
-            self.note_formats(side, found.splits[first].paths[0], dtypes(sources[first])[0])
+        self.note_formats(self.output, found.splits[first].paths[0], dtypes(sources[first])[0])
 
     def _labels(self, names: Sequence[str]) -> list[int] | None:
         numbers = {name: number for number, name in enumerate(self.classes)}

@@ -10,16 +10,19 @@ from i2i_lightning.data.cache import Pictures
 from i2i_lightning.data.dataset import ImagesDataset
 from i2i_lightning.data.display import images_to_rgb
 from i2i_lightning.data.images import images_to_network
-from i2i_lightning.data.module import ImageDataModule, Item
+from i2i_lightning.data.module import ImageDataModule, Item, available_cores
+from i2i_lightning.data.toyfaces.crew import draw_together
 from i2i_lightning.data.toyfaces.dataset import ToyFaces
 from i2i_lightning.data.toyfaces.labels import class_of, num_classes
-from i2i_lightning.data.toyfaces.module import draw_all
+from i2i_lightning.data.toyfaces.module import draw_all, with_bar
 from i2i_lightning.data.toyfaces.render import ByteArray, render
 from i2i_lightning.data.transforms import scale_to_network
 from i2i_lightning.types import ImageBatch, UserError
 
 DRAWINGS = ("photo", "cartoon", "regions", "palette")
 """What can be drawn of a face in red, green and blue."""
+WORTH_A_CREW = 64_000
+"""Faces times their side in pixels from which several processes draw: about five seconds of one core."""
 
 
 class ToyFacesPictures:
@@ -42,7 +45,10 @@ class ToyFacesPictures:
         def draw(index: int) -> ByteArray:
             return render(faces.parameters(index), faces.size_px, (kind,))[kind]
 
-        for index, picture in enumerate(draw_all(faces, draw)):
+        cores = available_cores()
+        together = cores > 1 and len(faces) * faces.size_px >= WORTH_A_CREW
+        drawn = with_bar(draw_together(faces, kind, cores), faces) if together else draw_all(faces, draw)
+        for index, picture in enumerate(drawn):
             self._pictures[index] = picture
 
     def __getitem__(self, index: int) -> Pictures:

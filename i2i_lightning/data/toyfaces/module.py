@@ -63,15 +63,20 @@ def draw_all(faces: ToyFaces, draw: Callable[[int], T]) -> Iterator[T]:
     """Yield ``draw(index)`` for every face, behind a progress bar where that takes longer than a second."""
     # NumPy lets go of the interpreter only in large arrays: threads pay off from about 128 px.
     with ThreadPoolExecutor(available_cores() if faces.size_px >= 128 else 1) as pool:
-        yield from tqdm(
-            pool.map(draw, range(len(faces))),
-            f"Drawing {len(faces)} {faces.split} faces at {faces.size_px} px",
-            len(faces),
-            leave=False,
-            delay=1.0,
-            unit="face",
-            disable=None,
-        )
+        yield from with_bar(pool.map(draw, range(len(faces))), faces)
+
+
+def with_bar(drawn: Iterable[T], faces: ToyFaces) -> Iterator[T]:
+    """Yield what is drawn of ``faces`` behind a progress bar, where that takes longer than a second."""
+    yield from tqdm(
+        drawn,
+        f"Drawing {len(faces)} {faces.split} faces at {faces.size_px} px",
+        len(faces),
+        leave=False,
+        delay=1.0,
+        unit="face",
+        disable=None,
+    )
 
 
 class ToyFacesPairs:
