@@ -97,8 +97,9 @@ class Float16(Autocast):
     gradients are unscaled before the hooks that clip them, and the scale changes once, after the batch in
     which players stepped.
 
-    A player whose gradients overflowed does not step; the others do. Gradients are reduced over processes
-    before they are unscaled, so that all of them leave the same step out.
+    A player whose gradients overflowed does not step; the others do, and so does the same player in a further
+    phase of the batch, such as a lazy regulariser's. Gradients are reduced over processes before they are
+    unscaled, so that all of them leave the same step out.
 
     Args:
         init_scale: The first scale.
@@ -142,12 +143,17 @@ class Float16(Autocast):
             Whether the step was taken.
         """
         closure()
+        # Torch's scaler knows one step of an optimiser in a batch; of a second one it has to be told anew.
+        earlier = self.scaler._per_optimizer_states.pop(id(optimizer), {}).get("found_inf_per_device", {})
         self.scaler.unscale_(optimizer)
         self._after_closure(model, optimizer)
         # The scaler knows from here on; it is asked once more in its step, where a fused optimiser looks for
         # itself.
-        overflowed = any(bool(found) for found in self.scaler._found_inf_per_device(optimizer).values())
+        found = self.scaler._found_inf_per_device(optimizer)
+        overflowed = any(bool(value) for value in found.values())
         self.scaler.step(optimizer, **kwargs)
+        for device, value in earlier.items():  # the scale is halved after an overflow in any of the steps
+            found[device] = torch.maximum(found[device], value)
         self.skipped_steps += overflowed
         self._steps_now = True
         return not overflowed

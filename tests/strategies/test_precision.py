@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from i2i_lightning.losses.regularizers import gradient_penalty
 from i2i_lightning.methods.base import Method
-from i2i_lightning.methods.pix2pix import Pix2PixLoss
+from i2i_lightning.methods.pix2pix import Pix2Pix, Pix2PixLoss
 from i2i_lightning.networks.patchgan import PatchGAN
 from i2i_lightning.strategies.precision import Float16, Float32, bf16, fp16, fp32, fp64, tf32
 from i2i_lightning.types import UserError
@@ -167,6 +167,40 @@ def test_overflowing_steps_are_left_out_and_the_rest_is_float32s(build: Callable
     for one, two, taken in zip(half.gradients, full.gradients, precision.taken, strict=True):
         if taken:
             assert distance(one, two) < 0.25
+
+
+class TwoSteps(Pix2Pix):
+    """The generator steps twice in a batch, as for a lazy regulariser; the factors are of its losses."""
+
+    factors = (1.0, 1.0)
+
+    def step(self, batch: Any) -> Iterator[None]:
+        for factor in self.factors:
+            with self.phase("generator") as minimize:
+                output = self.generator(batch["real_a"])
+                minimize({"l1": factor * (output - batch["real_b"]).abs().mean()})
+            yield
+
+
+@pytest.mark.parametrize("overflows", [None, 0, 1])
+def test_a_player_steps_twice_in_a_batch(overflows: int | None) -> None:
+    """At one scale, which is halved once if either step overflowed; the other step is float32's."""
+    data, precision, records = batches(images(4), [1] * 4), Scaled(growth_interval=3), []
+    for choice in (precision, None):
+        method = pix2pix(clip_norm=0.5)
+        method.__class__ = TwoSteps
+        factors = [1e36 if step == overflows else 1.0 for step in range(2)]
+        method.factors = tuple(factors)  # type: ignore[assignment]
+        records.append(run(method, data, choice or SkipsAsTold(precision.taken)))
+    taken = [step != overflows for step in range(2)]
+    assert precision.taken == taken * 4
+    scales = (
+        [65536.0 / 2**batch for batch in range(4)] if overflows is not None else [65536.0] * 3 + [131072.0]
+    )
+    assert precision.scales == [scale for scale in scales for _ in range(2)]
+    scaled, full = records
+    for name, value in full.state.items():
+        torch.testing.assert_close(scaled.state[name], value, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("fused", [False, True])
