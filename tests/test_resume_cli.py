@@ -45,6 +45,7 @@ SMALL = [
 ]
 TINY = [*PAIRED, *SMALL]
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+SPAWN = ["trainer=ddp_spawn", *TWO[1:]]
 CYCLE = [
     "method=cyclegan",
     "data=toyfaces_unpaired",
@@ -469,11 +470,46 @@ def test_two_processes_go_on_bit_for_bit(method: list[str], signum: int, whom: s
     assert not np.array_equal(states[0]["torch"].numpy(), states[1]["torch"].numpy())
 
 
-def _command(process: int) -> str:
+@pytest.mark.ddp
+def test_spawned_processes_go_on_bit_for_bit() -> None:
+    """``trainer=ddp_spawn``: the process that was started trains nothing itself, and passes signals on."""
+    words = [*SPAWN, *LONG, "trainer.max_epochs=12"]
+    ends(start([*words, "hydra.run.dir=whole"]), 0)
+    died = "process 1 of this run died (SIGKILL); the others end too, and the last checkpoint is kept"
+    for count, signum, whom, status, says in (
+        (8, signal.SIGTERM, "parent", 143, "i2i-train: stopped by SIGTERM. Continue with resume=run"),
+        (16, signal.SIGKILL, "rank 1", 1, died),
+        (24, signal.SIGKILL, "parent", -9, ""),
+    ):
+        process = start([*words, "hydra.run.dir=run", "resume=auto", "data.num_workers=1"])
+        wait_for("run", count, process)
+        ranks = _spawned_by(process.pid)
+        assert len(ranks) == 2
+        began = time.monotonic()
+        os.kill(process.pid if whom == "parent" else ranks[1], signum)
+        ends(process, status, says)
+        while any(_words_of(rank) for rank in ranks):  # a process that has ended has none
+            time.sleep(0.1)
+            assert time.monotonic() - began < 60, "a rank is still there"
+    ends(start([*words, "hydra.run.dir=run", "resume=auto"]), 0)
+    assert_equal_runs("run", "whole")
+
+
+def _spawned_by(parent: int) -> list[int]:
+    """Return the processes that ``parent`` spawned to train, in the order of their ranks."""
+    children = Path("/proc", str(parent), "task", str(parent), "children").read_text().split()
+    return sorted(int(child) for child in children if b"spawn_main" in _words_of(int(child)))
+
+
+def _words_of(process: int) -> bytes:
     try:
-        text = Path("/proc", str(process), "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        return Path("/proc", str(process), "cmdline").read_bytes()
     except OSError:
-        return ""
+        return b""
+
+
+def _command(process: int) -> str:
+    text = _words_of(process).replace(b"\0", b" ").decode()
     return text if "i2i_lightning.commands.train" in text else ""
 
 
