@@ -44,6 +44,11 @@ def test_a_sweep_of_which_one_job_fails(tmp_path: Path, checkout: Path) -> None:
     assert read_checkpoint(tmp_path / "sweep" / "0" / "checkpoints" / "last.ckpt")["batches_seen"] == 2
     assert not (tmp_path / "sweep" / "1" / "checkpoints").exists()
     assert done.stdout.count("epoch 1/1") == 2
+    said = "4 images per step: 2 per device, 2 devices, 1 accumulated; learning rate"
+    assert [line for line in done.stdout.splitlines() if "per device" in line] == [
+        f"{said} 0.0002",
+        f"{said} 1e+30",
+    ]
     lines = done.stderr.splitlines()
     assert lines[0].startswith("i2i-train: job 1 failed: the loss is not finite in epoch 1, batch 1: ")
     # Why, and what to do; then the summary at the end of the sweep.
