@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,20 +71,66 @@ class LPIPS(nn.Module):
             raise ValueError(
                 f"images of shape {tuple(image.shape)} and {tuple(target.shape)} cannot be compared"
             )
+        self._check(image)
+        with torch.autocast(image.device.type, enabled=False):
+            distance: Tensor = self.network(_signed(image), _signed(target))
+        return distance.flatten()
+
+    def features(self, image: Tensor) -> dict[str, Tensor]:
+        """Return what the distance compares, scaled so that it is the sum of squared differences.
+
+        A target's can be kept while an image is fitted to it. But for rounding,
+        ``sum_j ||features(image)[j] - features(target)[j]||^2`` is ``forward(image, target)``; where all
+        channels of a place are zero its gradient is 0, not NaN. The precision is that of the weights.
+
+        Args:
+            image: As for :meth:`forward`.
+
+        Returns:
+            By layer, ``layer_1`` to ``layer_5``, ``(N, C_j, H_j, W_j)``: unit vectors over channels, times
+            the square root of ``head / (H_j W_j)``.
+
+        Raises:
+            ValueError: If the images are not RGB or are too small.
+        """
+        self._check(image)
+        network: Any = self.network
+        with torch.autocast(image.device.type, enabled=False):
+            signed = _signed(image, network.lins[0].model[-1].weight.dtype)
+            features = {}
+            for number, layer in enumerate(network.net(network.scaling_layer(signed))):
+                head = network.lins[number].model[-1].weight
+                features[f"layer_{number + 1}"] = unit_features(layer, head)
+        return features
+
+    def _check(self, image: Tensor) -> None:
         smallest = SMALLEST_PX[self.net]
         if image.ndim != 4 or image.shape[1] != 3 or min(image.shape[2:]) < smallest:
             raise ValueError(
                 f"LPIPS ({self.net}) takes (N, 3, H, W) of at least {smallest}x{smallest} px,"
                 f" these are {tuple(image.shape)}"
             )
-        with torch.autocast(image.device.type, enabled=False):
-            distance: Tensor = self.network(_signed(image), _signed(target))
-        return distance.flatten()
 
 
-def _signed(image: Tensor) -> Tensor:
-    """Return float32 in [-1, 1]."""
-    return image.float() / 127.5 - 1 if image.dtype == torch.uint8 else image.float()
+def unit_features(features: Tensor, head: Tensor) -> Tensor:
+    """Return ``features (N, C, H, W)`` as LPIPS compares them.
+
+    Zhang et al. 2018, equation 1, with both of its factors inside the square: unit length over channels,
+    times the square root of the weight of each channel and of one place's share in the mean.
+
+    Args:
+        features: Activations of a layer.
+        head: Weights of the channels, none negative, ``(1, C, 1, 1)``.
+    """
+    height, width = features.shape[2:]
+    length = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    scaled: Tensor = features / (length + 1e-10) * (head / (height * width)).sqrt()
+    return scaled
+
+
+def _signed(image: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return ``dtype`` in [-1, 1]."""
+    return image.to(dtype) / 127.5 - 1 if image.dtype == torch.uint8 else image.to(dtype)
 
 
 def _network(net: str, folder: str | Path | None) -> nn.Module:

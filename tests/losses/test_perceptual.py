@@ -112,6 +112,28 @@ def test_it_can_be_a_loss(random_weights):
     assert image.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_kept_features_give_the_same_distance(random_weights, net):
+    distance = LPIPS(net)
+    image, target = pictures(3, seed=0), pictures(3, seed=1)
+    features, kept = distance.features(image), distance.features(target / 127.5 - 1)
+    found = sum((features[name] - kept[name]).square().flatten(1).sum(1) for name in kept)
+    torch.testing.assert_close(found, distance(image, target), rtol=1e-5, atol=1e-7)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert {value.dtype for value in distance.features(image).values()} == {torch.float32}
+    with pytest.raises(ValueError, match=r"LPIPS .* takes"):
+        distance.features(image[:, :1])
+
+
+def test_features_of_a_flat_image_have_gradients_without_nan(random_weights):
+    distance = LPIPS("alex").double()
+    image = torch.full((1, 3, 40, 40), -0.1, dtype=torch.float64, requires_grad=True)
+    features = distance.features(image)
+    assert {value.dtype for value in features.values()} == {torch.float64}
+    sum(value.square().sum() for value in features.values()).backward()
+    assert image.grad.isfinite().all()
+
+
 def test_autocast_does_not_reach_it(random_weights):
     distance = LPIPS("alex")
     image, target = pictures(seed=0), pictures(seed=1)
@@ -160,3 +182,8 @@ def test_the_values_of_its_authors(net, first, second):
 
     values = [float(distance(example("ref"), example(name))) for name in ("p0", "p1")]
     assert values == pytest.approx([first, second], abs=5e-5)
+    kept = distance.features(example("ref"))
+    for name, value in zip(("p0", "p1"), (first, second), strict=True):
+        features = distance.features(example(name))
+        found = sum(float((features[key] - kept[key]).square().sum()) for key in kept)
+        assert found == pytest.approx(value, abs=5e-5)
