@@ -222,7 +222,8 @@ def test_flips_and_turns_are_exact() -> None:
     images = pictures(40)
     flipped = augment_adaptively(images, 1.0, ["flip"])
     expected = [
-        (torch.equal(got, image), torch.equal(got, image.flip(-1))) for got, image in zip(flipped, images, strict=True)
+        (torch.equal(got, image), torch.equal(got, image.flip(-1)))
+        for got, image in zip(flipped, images, strict=True)
     ]
     assert all(sum(both) == 1 for both in expected)
     assert 10 < sum(same for same, _ in expected) < 30
