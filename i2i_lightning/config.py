@@ -477,7 +477,7 @@ def toyfaces_channels(task: str, side: str) -> int:
 
 
 def toyfaces_classes(label: str | None) -> int:
-    """Return the number of classes of a label of ToyFaces, 0 without: ``${toyfaces_classes:${data.label}}``."""
+    """Return how many classes a label of ToyFaces has, 0 without: ``${toyfaces_classes:${data.label}}``."""
     from i2i_lightning.data.toyfaces import labels
 
     return labels.num_classes(label)

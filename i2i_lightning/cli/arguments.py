@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from i2i_lightning.cli.words import closest
@@ -129,6 +129,32 @@ def _checked(word: str, multirun: bool, groups: Iterable[str]) -> str:
     ):
         return prefix + ",".join(quote_path(part) for part in value.split(","))
     return prefix + quote_path(value)
+
+
+def name_generator(parsed: Arguments) -> None:
+    """Let ``generator=`` name a file: as a key of its own, ``generator.path``.
+
+    For commands that load a generator. Hydra would look for an option of the group of that name.
+    """
+    words = []
+    for word in parsed.overrides:
+        key, value = split_override(word)
+        is_named = key == "generator" and value is not None
+        words.append(_checked(f"generator.path={value}", parsed.multirun, ()) if is_named else word)
+    parsed.overrides[:] = words
+
+
+def take_as_text(parsed: Arguments, keys: Container[str]) -> None:
+    """Quote values of ``keys`` that hold commas, so that ``seeds=1,5,7-9`` is one list and no sweep.
+
+    With ``--multirun`` commas mean a sweep, as everywhere.
+    """
+    if parsed.multirun:
+        return
+    for index, word in enumerate(parsed.overrides):
+        key, value = split_override(word)
+        if key in keys and value is not None and re.fullmatch(r"[\w-]+(\s*,\s*[\w-]+)+", value):
+            parsed.overrides[index] = word[: word.index("=") + 1] + quote(value)
 
 
 def split_override(word: str) -> tuple[str, str | None]:

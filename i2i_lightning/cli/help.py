@@ -96,6 +96,31 @@ KEYS = {
         "test_mode": "train or eval: the norms of an exported program",
         "overwrite": "replace an output that is there",
     },
+    "sample": {
+        "generator": "file, run folder, embedded (ToyFaces, 64 px) or ffhq",
+        "seeds": "0-35, or 1,5,7-9; 0-35 where nothing else is to be drawn",
+        "truncation": "0.7 is usual for pictures; 1 truncates nothing, 0 is the mean image",
+        "cutoff": "truncate so many rows of w_plus alone, from the coarsest",
+        "noise": "const (stored with the generator), random (others for each seed) or none",
+        "label": "class, for a conditional generator; of several, each seed is drawn in each",
+        "grid": "grid.png",
+        "files": "each picture as a PNG",
+        "latents": "w_plus of each picture as safetensors",
+        "mixing.rows": "seeds at the left of a style-mixing matrix",
+        "mixing.columns": "seeds at its top",
+        "mixing.layers": "coarse, middle, fine, or rows of w_plus: what comes from the top",
+        "interpolate": "seeds of a way from one to the next, as an animation",
+        "video.space": "w: on straight lines; z: on great arcs",
+        "video.frames": "images from one seed to the next",
+        "video.fps": "images per second",
+        "video.loop": "return to the first seed, and play again and again",
+        "video.format": "webp, gif, or mp4 with pip install 'i2i_lightning[video]'",
+        "tile_px": "side of a picture in grids, matrices and videos",
+        "batch_size": "images synthesised together",
+        "device": "auto, cpu, cuda, cuda:1, mps",
+        "output": "folder; outputs/sample/<time> where nothing is said",
+        "overwrite": "write into a folder that holds files already",
+    },
 }
 
 EXAMPLES = {
@@ -143,6 +168,12 @@ EXAMPLES = {
         ),
         ("a program for other languages", "checkpoint=latest_net_G.pth output=generator.onnx"),
     ],
+    "sample": [
+        ("a grid of 36 toy faces, without a download", ""),
+        ("a generator of yours", "generator=stylegan2-ffhq-config-f.pt seeds=0-99 truncation=0.7"),
+        ("pose from the top, everything else from the left", "mixing.rows=0-4 mixing.columns=10-15"),
+        ("a video", "generator=ffhq interpolate=0-5 truncation=0.7 video.frames=60 video.format=mp4"),
+    ],
 }
 
 PURPOSE = {
@@ -150,6 +181,7 @@ PURPOSE = {
     "evaluate": "Measure a trained generator on a split, beside a copy of the input and the train targets.",
     "translate": "Put a file, a folder or a pattern of images through a trained generator.",
     "convert": "Write a trained network in another format: reference layout, safetensors, TorchScript, ONNX.",
+    "sample": "Draw pictures with a style-based generator: grids, style-mixing matrices, interpolations.",
 }
 
 
@@ -264,6 +296,8 @@ def default_value(conf: Path, config_name: str, defaults: dict[str, str], key: s
         node: Any = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
         for part in path.split("."):
             node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node = node.get("path")  # the command line says generator= for generator.path=
         if node is not None:
             return (
                 {True: "true", False: "false"}.get(node, str(node)) if isinstance(node, bool) else str(node)

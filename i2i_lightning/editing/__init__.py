@@ -1,0 +1,1 @@
+"""Operations on latents: what an edit does between an inversion and a picture."""
