@@ -32,7 +32,7 @@ from omegaconf import OmegaConf
 from i2i_lightning import config
 from i2i_lightning.cli.app import quiet_others
 from i2i_lightning.cli.folders import conf_dir, group_options
-from i2i_lightning.commands.train import build_trainer, entries
+from i2i_lightning.commands.fitting import build_trainer, entries
 from i2i_lightning.strategies.cluster import cluster_environment
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "strategies.md"
@@ -49,25 +49,34 @@ PROCESSES = {
 UNSUPPORTED = {("mps", "fp16"), ("mps", "fp64")}
 """What is refused with a message."""
 
-FEW = {
-    "data": {"num_train": 8, "num_train_a": 8, "num_train_b": 6, "num_val": 3, "num_test": 2},
-    "generator": {"num_blocks": 1},
+FEW: dict[str, dict[str, Any]] = {
+    "data": {
+        "crop_px": 32,
+        "batch_size": 2,
+        "val_batch_size": 2,
+        "num_train": 8,
+        "num_train_a": 8,
+        "num_train_b": 6,
+        "num_val": 3,
+        "num_test": 2,
+    },
+    "generator": {
+        "base_channels": 4,
+        "num_blocks": 1,
+        "channel_base": 128,
+        "channel_max": 8,
+        "z_dim": 8,
+        "w_dim": 8,
+        "mapping_layers": 2,
+    },
+    "discriminator": {"base_channels": 4, "num_layers": 1, "channel_base": 128, "channel_max": 8},
+    "callbacks": {"previews.num_samples": 2, "progress": None, "toyfaces": None, "gallery": None},
 }
-"""Sizes that some options of a group have."""
+"""Sizes and entries of a group that are made small wherever an option has them."""
 SMALL = [
-    "data.crop_px=32",
-    "data.batch_size=2",
-    "data.val_batch_size=2",
-    "generator.base_channels=4",
-    "discriminator.base_channels=4",
-    "discriminator.num_layers=1",
     "trainer.max_epochs=1",
     "trainer.log_every_n_steps=1",
     "trainer.enable_progress_bar=false",
-    "callbacks.previews.num_samples=2",
-    "callbacks.progress=null",
-    "callbacks.toyfaces=null",
-    "callbacks.gallery=null",
 ]
 
 
@@ -200,7 +209,10 @@ def run(cell: Cell, folder: Path, results: Path, extra: Sequence[str] = ()) -> N
     choice = [f"trainer={cell.strategy}", f"precision={cell.precision}", f"method={cell.method}"]
     whole = compose("train", overrides=choice)
     sizes = [
-        f"{node}.{key}={few}" for node, keys in FEW.items() for key, few in keys.items() if key in whole[node]
+        f"{group}.{key}={'null' if few is None else few}"
+        for group, keys in FEW.items()
+        for key, few in keys.items()
+        if OmegaConf.select(whole, f"{group}.{key}") is not None
     ]
     # From the usual 65536, fp16 leaves out more steps than these until it has found its scale.
     scale = ["precision.init_scale=64"] if cell.precision == "fp16" else []

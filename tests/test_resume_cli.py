@@ -24,7 +24,7 @@ from i2i_lightning.checkpoints import seal
 from i2i_lightning.checkpoints.io import read_checkpoint
 from i2i_lightning.cli import lock, record
 from i2i_lightning.cli.lock import RunLock
-from i2i_lightning.commands import train as command
+from i2i_lightning.commands import fitting as command
 from i2i_lightning.commands.train import APP
 from i2i_lightning.types import UserError
 from tests.methods.test_resume import assert_same

@@ -19,7 +19,7 @@ from PIL import Image
 
 from i2i_lightning.checkpoints.io import read_checkpoint
 from i2i_lightning.cli import messages
-from i2i_lightning.commands import train as command
+from i2i_lightning.commands import fitting as command
 from i2i_lightning.commands.train import APP
 
 TINY = [
