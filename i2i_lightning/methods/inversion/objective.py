@@ -1,0 +1,177 @@
+"""What an embedded image pays for: a number for each image and term, never one for a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from i2i_lightning.losses.features import Perceptual, style_loss
+from i2i_lightning.losses.reconstruction import at_least_float32, masked_mse
+from i2i_lightning.methods.inversion.stages import TERMS
+from i2i_lightning.methods.inversion.targets import Targets
+from i2i_lightning.types import UserError
+
+STYLE_LAYERS = ("conv3_3",)
+"""Where style is compared (Abdal et al. 2020, section 3.2)."""
+OF_IMAGES = ("perceptual", "mse", "mse_outside", "style")
+"""Terms that the image decides, and not the latent."""
+
+
+@dataclass(frozen=True)
+class InversionLoss:
+    """The objective of an inversion (Abdal et al. 2019, equation 1, and 2020, equation 2), and its weights.
+
+    ``perceptual``, where the perceptual mask lets through, and ``mse``, where the mask does, compare with the
+    image wanted; ``mse_outside`` compares the rest with another, and ``style`` Gram matrices with a third.
+    ``prior`` is the mean over rows of ``||w - mean||^2 / std^2``: 1 for latents as the mapping gives them.
+    ``anchor`` is the same distance from the latent that a stage begins with, or one that was given. ``noise``
+    keeps noise maps free of pictures (Karras et al. 2020, appendix D). Terms whose images are not given, or
+    that what moves cannot change, are left out.
+
+    Args:
+        perceptual: What compares images by features; None leaves the term out.
+        lambda_perceptual: Weight of the perceptual term.
+        lambda_mse: Weight of the squared error over pixels at full size.
+        lambda_mse_outside: Weight of that outside of the mask.
+        lambda_style: Weight of the style.
+        lambda_prior: Weight of the distance from the mean latent.
+        lambda_anchor: Weight of the distance from the anchor.
+        lambda_noise: Weight of the noise regulariser.
+
+    Raises:
+        UserError: If a weight is negative, or the network does not have what the style is compared in.
+    """
+
+    perceptual: Perceptual | None
+    lambda_perceptual: float = 1.0
+    lambda_mse: float = 1.0
+    lambda_mse_outside: float = 1.0
+    lambda_style: float = 0.0
+    lambda_prior: float = 0.0
+    lambda_anchor: float = 0.0
+    lambda_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        for term, value in self._weights().items():
+            if value < 0:
+                raise UserError(f"loss.lambda_{term}={value}: a weight is 0 or more")
+
+    def weights(self) -> dict[str, float]:
+        """Return the weight of each term."""
+        weights = self._weights()
+        return weights if self.perceptual is not None else weights | {"perceptual": 0.0, "style": 0.0}
+
+    def _weights(self) -> dict[str, float]:
+        return {term: float(getattr(self, f"lambda_{term}")) for term in TERMS}
+
+    def notes(self) -> list[str]:
+        """Return what is not what its name says."""
+        if self.perceptual is None or not self.perceptual.substitute:
+            return []
+        return [f"perceptual distance: {self.perceptual.protocol}; fetch the weights with i2i-weights"]
+
+    def settings(self) -> dict[str, Any]:
+        """Return weights and network as plain containers."""
+        network = None if self.perceptual is None else self.perceptual.protocol
+        return {"perceptual": network} | {f"lambda_{term}": value for term, value in self._weights().items()}
+
+
+class Objective:
+    """The terms of the objective of a batch of targets, whose features are computed once.
+
+    Args:
+        loss: Networks and weights.
+        targets: What is wanted, on the device and in the precision of the search.
+        names: Terms that any stage will ask for.
+
+    Raises:
+        UserError: If the network lacks the layers for the style.
+    """
+
+    def __init__(self, loss: InversionLoss, targets: Targets, names: Collection[str]) -> None:
+        self.targets = targets
+        self.perceptual = loss.perceptual
+        self.features: dict[str, Tensor] = {}
+        self.style: dict[str, Tensor] = {}
+        if self.perceptual is None:
+            return
+        self.perceptual.to(targets.real.device, targets.real.dtype)
+        if "perceptual" in names:
+            self.features = self._features(targets.real)
+        if "style" in names and targets.style is not None:
+            style = self._features(targets.style)
+            lacking = [layer for layer in STYLE_LAYERS if layer not in style]
+            if lacking:
+                raise UserError(
+                    f"loss.perceptual.layers: style is compared in {lacking[0]}, which is not among "
+                    f"{', '.join(style)}"
+                )
+            self.style = {layer: style[layer] for layer in STYLE_LAYERS}
+
+    @torch.no_grad()
+    def _features(self, images: Tensor) -> dict[str, Tensor]:
+        assert self.perceptual is not None
+        # One by one: the features of a target are then the same bits in every batch.
+        parts = [self.perceptual.features(image) for image in torch.split(images, 1)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def terms(self, image: Tensor, weights: Mapping[str, float], index: Tensor) -> dict[str, Tensor]:
+        """Return the terms that the images decide, unweighted, (n,) each.
+
+        Args:
+            image: Renders (n, C, S, S), or (c, C, S, S) to be compared with one target.
+            weights: Terms that are wanted; their values do not matter.
+            index: Which targets they are compared with, (n,) or (1,).
+        """
+        targets = self.targets
+        image = at_least_float32(image)
+        mask = targets.rows("mask", index)
+        terms: dict[str, Tensor] = {}
+        features: Mapping[str, Tensor] = {}
+        if self.perceptual is not None and ("perceptual" in weights or ("style" in weights and self.style)):
+            features = self.perceptual.features(image)
+        if "perceptual" in weights and self.perceptual is not None:
+            where = targets.rows("perceptual_mask", index)
+            wanted = {name: value[index] for name, value in self.features.items()}
+            terms["perceptual"] = self.perceptual.distance(features, wanted, mask if where is None else where)
+        if "mse" in weights:
+            terms["mse"] = masked_mse(image, targets.real[index], mask)
+        if "mse_outside" in weights and targets.outside is not None and mask is not None:
+            outside = targets.rows("outside", index)
+            assert outside is not None
+            terms["mse_outside"] = masked_mse(image, outside, 1 - mask)
+        if "style" in weights and self.style:
+            wanted = {name: value if len(value) == 1 else value[index] for name, value in self.style.items()}
+            where = targets.rows("style_mask", index)
+            terms["style"] = style_loss(features, wanted, where, layers=STYLE_LAYERS)
+        return terms
+
+    def cross(self, images: Tensor, weights: Mapping[str, float], index: Tensor) -> Tensor:
+        """Return the weighted sum of those terms of every one of ``images (c, C, S, S)`` for every target.
+
+        Returns:
+            (n, c).
+        """
+        weights = {name: value for name, value in weights.items() if name in OF_IMAGES}
+        totals = []
+        for target in torch.split(index, 1):
+            terms = self.terms(images, weights, target)
+            totals.append(
+                sum((weights[name] * value for name, value in terms.items()), images.new_zeros(len(images)))
+            )
+        return torch.stack(totals)
+
+
+def latent_distance(w_plus: Tensor, centre: Tensor, std: Tensor) -> Tensor:
+    """Return ``||w_l - c_l||^2 / std^2`` of every row, (n, L).
+
+    Args:
+        w_plus: (n, L, D).
+        centre: c, (1 or n, 1 or L, D).
+        std: Deviation of w, (1 or n,); see :class:`~i2i_lightning.methods.inversion.starts.Statistics`.
+    """
+    return (w_plus - centre).square().sum(2) / std.square()[:, None]
