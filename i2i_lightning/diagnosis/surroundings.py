@@ -273,7 +273,9 @@ def metric_weights() -> Iterator[Finding]:
     values = {"folder": str(folder), "there": there, "missing": missing}
     yield Finding("at hand", f"{listed(there)} in {folder}", values=values)
     if missing:
-        advice = "i2i-weights get NAME, if you want these metrics: lpips_*, fid, kid"
+        advice = (
+            "i2i-weights get NAME, if you want these metrics (lpips_*, fid, kid) or this generator (ffhq_*)"
+        )
         yield Finding("missing", listed(missing), "note", advice, {"names": missing})
 
 

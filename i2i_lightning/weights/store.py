@@ -94,7 +94,8 @@ def load(name: str, path: str | Path | None = None) -> dict[str, Tensor]:
 
     Args:
         name: ``lpips_vgg16`` and ``lpips_alexnet`` give ``features.*``; ``fid_inception`` gives the
-            convolutions and batch norms of ``inception_v3`` without its classifiers.
+            convolutions and batch norms of ``inception_v3`` without its classifiers. Generators are read by
+            :mod:`i2i_lightning.checkpoints`.
         path: As for :func:`find`.
 
     Raises:
@@ -102,12 +103,25 @@ def load(name: str, path: str | Path | None = None) -> dict[str, Tensor]:
     """
     from i2i_lightning.weights import formats
 
+    file = verified(name, path)
+    return formats.read(file, _form_by_size(lookup(name), file).layout)
+
+
+def verified(name: str, path: str | Path | None = None) -> Path:
+    """Return the file that holds the weights ``name``, after its sha256 was found right.
+
+    Args:
+        name: As for :func:`find`.
+        path: As for :func:`find`.
+
+    Raises:
+        UserError: As :func:`find`, or if the file's content is not what was published.
+    """
     file = find(name, path)
-    form = _form_by_size(lookup(name), file)
-    problem = check(file, form.file)
+    problem = check(file, _form_by_size(lookup(name), file).file)
     if problem:
         raise UserError(f"{file}: {problem}; replace it with: i2i-weights get {name} --folder {file.parent}")
-    return formats.read(file, form.layout)
+    return file
 
 
 def check(file: Path, pinned: Pinned) -> str | None:
@@ -179,6 +193,8 @@ def _get_one(
         if check(file, form.file) is None:
             say(f"{weights.name}: at hand, {file}")
             return
+    if weights.restricted:
+        say(f"{weights.name}: licence: {weights.licence}")
     form = network.get(weights) if source is None else _take(weights, folder, source)
     for other, file in at_hand(weights.name, folder):
         # A damaged file of another form would be found before this one.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -66,6 +67,19 @@ def test_get_from_a_folder_then_verify(folder, stick, capsys):
     assert (folder / "one.pth").read_bytes() == CONTENT["one"]
     main(["verify"])
     assert capsys.readouterr().out == f"one: {folder}/one.pth: right\ntwo: {folder}/two.pth: right\n"
+
+
+def test_all_leaves_out_what_is_restricted(folder, stick, monkeypatch, capsys):
+    entry = replace(CATALOGUE["two"], restricted=True)
+    monkeypatch.setitem(CATALOGUE, "two", entry)
+    main(["get", "all", "--from", str(stick)])
+    main(["verify", "all"])
+    text = capsys.readouterr().out
+    assert "two" not in text
+    main(["get", "two", "--from", str(stick)])
+    assert capsys.readouterr().out.startswith("two: licence: MIT\n")
+    main(["verify"])
+    assert f"two: {folder}/two.pth: right" in capsys.readouterr().out
 
 
 def test_another_folder_may_be_named(folder, stick, tmp_path, capsys):

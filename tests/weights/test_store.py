@@ -10,9 +10,9 @@ import pytest
 
 from i2i_lightning import weights
 from i2i_lightning.types import UserError
-from i2i_lightning.weights.catalogue import CATALOGUE
-from i2i_lightning.weights.store import check, default_folder, find, get, load
-from tests.weights.conftest import CONTENT, official, packaged, pin, sdist_of
+from i2i_lightning.weights.catalogue import CATALOGUE, Form, Package, Weights, unrestricted
+from i2i_lightning.weights.store import check, default_folder, find, get, load, verified
+from tests.weights.conftest import CONTENT, official, packaged, pin, sdist_of, wheel_of
 
 
 @pytest.fixture
@@ -212,3 +212,41 @@ def test_two_processes_fetch_it_once(server, tmp_path):
     assert len(server.requests) == 1
     assert sorted("now at hand" in answer for answer in answers) == [False, True]
     assert (tmp_path / "w" / "tiny.pth").read_bytes() == CONTENT
+
+
+@pytest.fixture
+def guarded(server, register, tmp_path, monkeypatch):
+    """A generator that comes as a whole archive, under a licence that forbids some uses."""
+    wheel = wheel_of({"tiny/one.bin": CONTENT, "tiny/LICENSE": b"research only"})
+    (tmp_path / "house").mkdir()
+    (tmp_path / "house" / "tiny-1-py3-none-any.whl").write_bytes(wheel)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "house"))
+    archive = pin("tiny-1-py3-none-any.whl", wheel)
+    form = Form(pin("tiny-whole.zip", wheel), "openvino", package=Package("tiny", archive, None))
+    entry = Weights("guarded", "the test of downloads", "research only", (form,), restricted=True)
+    monkeypatch.setitem(CATALOGUE, "guarded", entry)
+    return wheel
+
+
+@pytest.mark.parametrize("source", ["registry", "archive"])
+def test_a_whole_archive_is_kept_and_its_licence_shown(guarded, tmp_path, source):
+    lines = []
+    given = tmp_path / "house" / "tiny-1-py3-none-any.whl" if source == "archive" else None
+    get(["guarded"], tmp_path / "w", given, say=lines.append)
+    assert lines[0] == "guarded: licence: research only"
+    assert lines[-1].startswith("guarded: now at hand")
+    file = verified("guarded", tmp_path / "w")
+    assert file == tmp_path / "w" / "tiny-whole.zip"
+    assert file.read_bytes() == guarded
+    assert {path.name for path in file.parent.iterdir()} == {"tiny-whole.zip", ".lock"}
+    with pytest.raises(UserError, match=r"is a generator; load it with i2i_lightning\.checkpoints"):
+        load("guarded", tmp_path / "w")
+    file.write_bytes(guarded[:-1] + b"x")
+    with pytest.raises(UserError, match=r"has sha256 .*; replace it with: i2i-weights get guarded"):
+        verified("guarded", tmp_path / "w")
+
+
+def test_what_is_restricted_is_had_by_name_alone(guarded):
+    assert "guarded" not in unrestricted()
+    assert {"lpips_vgg16", "fid_inception"} <= set(unrestricted())
+    assert "ffhq_mobile_stylegan" not in unrestricted()
