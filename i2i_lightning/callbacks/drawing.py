@@ -41,11 +41,16 @@ def running_mean(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 def ticks(low: float, high: float) -> list[float]:
     """Return two to five round values between ``low`` and ``high``."""
-    rough = (high - low) / 3
-    unit = 10.0 ** math.floor(math.log10(rough))
-    step = next((factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= rough), 10 * unit)
-    start = math.ceil(low / step - 1e-9)
-    return [index * step for index in range(start, math.floor(high / step + 1e-9) + 1)]
+    found: list[float] = []
+    for parts in (3, 4):  # of a quarter or more there are always two
+        rough = (high - low) / parts
+        unit = 10.0 ** math.floor(math.log10(rough))
+        step = next((factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= rough), 10 * unit)
+        start = math.ceil(low / step - 1e-9)
+        found = [index * step for index in range(start, math.floor(high / step + 1e-9) + 1)]
+        if len(found) > 1:
+            break
+    return found
 
 
 def number(value: float) -> str:

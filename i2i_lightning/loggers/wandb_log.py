@@ -207,7 +207,10 @@ class WandbLog(Logger):
             os.replace(beside, kept)
         self._offline = mode != "online"
         # Online the server knows how far the run has come; offline the files of its earlier parts do.
-        server = int(self._run.step) - 1 if getattr(self._run, "resumed", False) else -1
+        server = -1
+        if getattr(self._run, "resumed", False):
+            # ``step`` of a run that goes on is 0 until its first row, in 0.31 at least.
+            server = max(int(self._run.step), int(getattr(self._run, "starting_step", 0))) - 1
         self._known = max([server, self._written, *map(last_step, parts)])
         self._written = max(self._written, self._known)
         self._run.define_metric(AXIS)

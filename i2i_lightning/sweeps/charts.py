@@ -14,6 +14,8 @@ from i2i_lightning.callbacks.drawing import number, ticks
 
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
+LETTER = 6.6
+"""Width of a letter, about."""
 MAX_POINTS = 200
 REST = "rest"
 
@@ -165,13 +167,16 @@ def end_chart(
     """
     if not marks:
         return ""
-    row, top, left = 22, 8, 112
+    row = 22
+    longest = max(len(mark.label) for mark in marks)
+    left = min(max(112.0, LETTER * longest + 14), WIDTH / 2)
+    top = 24 if references else 8  # above the rows are the names of the references
     values = [value for mark in marks for value in mark.values]
     values += [mark.mean + sign * (mark.deviation or 0.0) for mark in marks for sign in (-1, 1)]
     near = [value for _, value in references] + ([] if target is None else [target])
     axis = Axis([*values, *near], left, WIDTH - 14)
     bottom = top + row * len(marks)
-    height = bottom + 20 + (14 if references else 0)
+    height = bottom + 20
     parts = []
     for tick, text in axis.labels():
         x = axis.place(tick)
@@ -183,8 +188,8 @@ def end_chart(
     for name, value in references:
         x = axis.place(value)
         anchor = "end" if x > WIDTH - 80 else "middle"
-        parts.append(f"<line class='level' x1='{x:.1f}' x2='{x:.1f}' y1='{top}' y2='{bottom + 16}'/>")
-        parts.append(_text(min(x, WIDTH - 4), bottom + 28, name, anchor))
+        parts.append(f"<line class='level' x1='{x:.1f}' x2='{x:.1f}' y1='{top - 6}' y2='{bottom}'/>")
+        parts.append(_text(min(x, WIDTH - 4), top - 11, name, anchor))
     for index, mark in enumerate(marks):
         y = top + row * (index + 0.5)
         said = escape(f"{mark.label}: {number(mark.mean)}")
@@ -196,7 +201,8 @@ def end_chart(
             places = [axis.place(value) for value in mark.values]
             parts += [f"<circle class='seed' cx='{x:.1f}' cy='{y:.1f}' r='2'/>" for x in places]
         parts.append(f"<circle cx='{axis.place(mark.mean):.1f}' cy='{y:.1f}' r='4.2'/></g>")
-        parts.append(_text(left - 10, y + 4, _short(mark.label), "end", "name"))
+        label = _short(mark.label, int((left - 10) / LETTER))
+        parts.append(_text(left - 10, y + 4, label, "end", "name"))
     return _figure(title, "".join(parts), height)
 
 
@@ -206,10 +212,12 @@ def plane_chart(
     up: tuple[str, Sequence[Mark]],
     goal: tuple[str, float, float] | None = None,
 ) -> str:
-    """Draw one figure against another: a point for each variant, with its deviations, under its name.
+    """Draw one figure against another: a point for each variant, with its deviations, beside its name.
+
+    It is twice as wide as other charts. Where it is not, on a phone, the page's style doubles its letters.
 
     Args:
-        title: Heading.
+        title: Heading; also what the axes mean.
         across: Name of the horizontal figure, and each variant's.
         up: Name of the vertical figure, and that of the same variants.
         goal: A point to reach: its name and its place.
@@ -217,31 +225,33 @@ def plane_chart(
     pairs = list(zip(across[1], up[1], strict=True))
     if not pairs:
         return ""
-    width, height, left, right, top = 700, 430, 50, 24, 30
+    width, height, left, right, top = 700, 430, 54, 24, 36
+    bottom = height - 56
     reach = [
         [mark.mean + sign * (mark.deviation or 0.0) for mark in marks for sign in (-1, 1)]
         for marks in (across[1], up[1])
     ]
     xs, ys = reach
     horizontal = Axis([*xs, *([goal[1]] if goal else [])], left, width - right)
-    vertical = Axis([*ys, *([goal[2]] if goal else [])], height - 40, top)
+    vertical = Axis([*ys, *([goal[2]] if goal else [])], bottom, top)
     parts = []
     for tick, text in vertical.labels():
         y = vertical.place(tick)
         parts.append(f"<line x1='{left}' x2='{width - right}' y1='{y:.1f}' y2='{y:.1f}'/>")
-        parts.append(_text(left - 6, y + 4, text, "end"))
+        parts.append(_text(left - 8, y + 4, text, "end"))
     for tick, text in horizontal.labels():
         x = horizontal.place(tick)
-        parts.append(f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{top}' y2='{height - 40}'/>")
-        parts.append(_text(x, height - 25, text, "middle"))
+        parts.append(f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{top}' y2='{bottom}'/>")
+        parts.append(_text(x, bottom + 20, text, "middle"))
     parts.append(_text(width - right, height - 6, f"{across[0]} →", "end"))
-    parts.append(_text(left, 14, f"↑ {up[0]}"))
+    parts.append(_text(left, 18, f"↑ {up[0]}"))
     if goal:
         x, y = horizontal.place(goal[1]), vertical.place(goal[2])
         cross = f"M{x - 6:.1f} {y:.1f}H{x + 6:.1f}M{x:.1f} {y - 6:.1f}V{y + 6:.1f}"
         parts.append(f"<path class='goal' d='{cross}'/>")
-        parts.append(_text(x - 9, y + 4, goal[0], "end"))
-    taken: list[tuple[float, float]] = [] if not goal else [(x, y)]
+        parts.append(_text(x + 10, y - 14, goal[0], "end"))
+    taken: list[tuple[float, float]] = [] if not goal else [(x, y - 14)]
+    names = []
     for mark, other in pairs:
         x, y = horizontal.place(mark.mean), vertical.place(other.mean)
         parts.append(f"<g class='{mark.colour}'><title>{escape(mark.label)}</title>")
@@ -251,15 +261,15 @@ def plane_chart(
             parts.append(f"<path class='bar' d='M{x1:.1f} {y:.1f}H{x2:.1f}M{x:.1f} {y1:.1f}V{y2:.1f}'/>")
         parts.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='5.5'/></g>")
         # Beside the point where there is room, else below or above its neighbours.
-        anchor, dx = ("end", -10) if x > width - 130 else ("start", 10)
-        shift = next((s for s in (4, 18, -10, 32, -24) if not _crowded(x + dx, y + s, taken)), 4)
+        anchor, dx = ("end", -12) if x > width - 130 else ("start", 12)
+        shift = next((s for s in (4, 25, -17, 46, -38) if not _crowded(x + dx, y + s, taken)), 4)
         taken.append((x + dx, y + shift))
-        parts.append(_text(x + dx, y + shift, mark.label, anchor, "name"))
-    return _figure(title, "".join(parts), height, width, "chart plane")
+        names.append(_text(x + dx, y + shift, mark.label, anchor, "name"))
+    return _figure(title, "".join([*parts, *names]), height, width, "chart plane")
 
 
 def _crowded(x: float, y: float, taken: Sequence[tuple[float, float]]) -> bool:
-    return any(abs(x - other_x) < 70 and abs(y - other_y) < 12 for other_x, other_y in taken)
+    return any(abs(x - other_x) < 120 and abs(y - other_y) < 20 for other_x, other_y in taken)
 
 
 def scatter_chart(title: str, points: Sequence[tuple[float, float, str, str]], log: bool = False) -> str:
@@ -298,8 +308,12 @@ def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "") 
     return f"<text{kind} x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}'>{escape(text)}</text>"
 
 
-def _short(label: str) -> str:
-    return label if len(label) <= 17 else label[:16] + "…"
+def _short(label: str, room: int) -> str:
+    """Return a label in ``room`` letters; its end, which tells variants apart, stays."""
+    if len(label) <= room:
+        return label
+    begin = room // 2
+    return f"{label[:begin]}…{label[-(room - begin - 1) :]}"
 
 
 def _figure(title: str, inside: str, height: float, width: float = WIDTH, classes: str = "chart") -> str:

@@ -81,12 +81,13 @@ def _header(sweep: Sweep) -> str:
     troubled = states.get("failed") or states.get("stopped")
     state = "running" if goes_on else "stopped" if troubled else "finished"
     words = ", ".join(f"{count} {name}" for name, count in states.items())
-    cards = [(str(len(sweep.variants)), "variants"), (f"{over}/{total}", "runs over")]
-    seeds = sorted({len(variant.runs) for variant in sweep.variants})
-    cards.append((" to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1]))), "seeds each"))
-    epochs = sorted({run.max_epochs for run in sweep.runs if run.max_epochs})
+    count = len(sweep.variants)
+    cards = [(str(count), "variant" if count == 1 else "variants"), (f"{over}/{total}", "runs ended")]
+    seeds = _range([len(variant.runs) for variant in sweep.variants])
+    cards.append((seeds, "seed each" if seeds == "1" else "seeds each"))
+    epochs = _range([run.max_epochs for run in sweep.runs if run.max_epochs])
     if epochs:
-        cards.append((" to ".join(str(n) for n in dict.fromkeys((epochs[0], epochs[-1]))), "epochs"))
+        cards.append((epochs, "epoch" if epochs == "1" else "epochs"))
     if sweep.ranked_by is not None and sweep.variants[0].mean(sweep.ranked_by) is not None:
         mean = sweep.variants[0].mean(sweep.ranked_by)
         assert mean is not None
@@ -99,6 +100,11 @@ def _header(sweep: Sweep) -> str:
         f"<div class='done {state}'><i style='width:{100 * over / max(total, 1):.1f}%'></i></div>"
         f"<div class='cards'>{inside}</div></header>"
     )
+
+
+def _range(counts: Sequence[int]) -> str:
+    """Write counts as ``2``, or ``1 to 3`` where they differ."""
+    return " to ".join(map(str, dict.fromkeys((min(counts), max(counts))))) if counts else ""
 
 
 # ----------------------------------------------------------------------------------------------- the table
@@ -147,7 +153,7 @@ def _table(sweep: Sweep, colours: dict[str, str]) -> str:
     return (
         f"<section><h2>Best first{escape(by)} <small>{note}; the best of a column is bold</small></h2>"
         "<div class='scroll'><table class='variants'>"
-        f"<thead><tr><th></th><th>variant</th>{heads}</tr></thead>"
+        f"<thead><tr><th></th><th>{'label' if keys else 'variant'}</th>{heads}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
         + (f"<ul class='meanings'>{meanings}</ul>" if meanings else "")
         + "</section>"
@@ -183,14 +189,12 @@ def _ends(sweep: Sweep, colours: dict[str, str]) -> str:
         both = [v for v in _in_focus(sweep, colours) if drift in v.values and blur in v.values]
         real = sweep.references.get("real", {}).get(drift)
         goal = None if real is None else ("real pictures", real, 1.0)
-        across, up = (
-            (f"{name_of(drift)}: structure kept", _marks(both, drift, colours)),
-            (
-                f"{name_of(blur)}: 1 as the targets, less is blurred, more is noisy",
-                _marks(both, blur, colours),
-            ),
+        title = (
+            f"Drift and blur. To the right: {name_of(drift)}, the structure kept. Upwards: {name_of(blur)}, "
+            "1 as the targets', less is blurred, more is noisy."
         )
-        drawn.append(charts.plane_chart("Drift and blur", across, up, goal))
+        across, up = ((name_of(figure), _marks(both, figure, colours)) for figure in (drift, blur))
+        drawn.append(charts.plane_chart(title, across, up, goal))
     for metric in metrics:
         references = [
             (REFERENCES.get(row, row.replace("_", " ")), found[metric])
@@ -310,7 +314,7 @@ def _pictures(sweep: Sweep, colours: dict[str, str]) -> str:
     several = any(len(variant.runs) > 1 for variant in sweep.variants)
     blocks = []
     for strip in made:
-        heads = [f"<th>{escape(strip.source)}</th><th></th>"]
+        heads = [f"<th>{escape(strip.source)}</th><th></th>"] if strip.source else []
         caption = f"<caption>{escape(strip.title)}</caption>" if len(made) > 1 else ""
         for variant, (run, preview) in zip(variants, found, strict=True):
             under = []
@@ -323,7 +327,7 @@ def _pictures(sweep: Sweep, colours: dict[str, str]) -> str:
         heads.append(f"<th></th><th>{escape(strip.truth)}</th>" if strip.truth else "")
         rows = []
         for index, name in enumerate(strip.names):
-            cells = [_cell(strip.sources[index]), "<td class='gap'></td>"]
+            cells = [_cell(strip.sources[index]), "<td class='gap'></td>"] if strip.source else []
             cells += [_cell(outputs[index]) for outputs in strip.outputs]
             cells += ["<td class='gap'></td>", _cell(strip.truths[index])] if strip.truth else []
             rows.append(f"<tr title='{escape(name)}'>{''.join(cells)}</tr>")

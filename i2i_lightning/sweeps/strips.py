@@ -38,16 +38,16 @@ class Strip:
 
     Args:
         title: What is shown: ``output``, or ``output b`` of a method that goes both ways.
-        source: Name of the column of inputs.
+        source: Name of the column of inputs; None of a method that makes pictures from nothing.
         truth: Name of the column of targets; None where there are none.
         names: Names of the inputs.
-        sources: The input of each name.
-        truths: The target of each name.
+        sources: The input of each name, where there are inputs.
+        truths: The target of each name, where there are targets.
         outputs: For each run, the output of each name; None where it has none.
     """
 
     title: str
-    source: str
+    source: str | None
     truth: str | None
     names: list[str]
     sources: list[Image.Image]
@@ -104,7 +104,7 @@ def strips(previews: Sequence[Previewed | None], max_rows: int) -> list[Strip]:
     for place, column in enumerate(columns):
         if not column.startswith("output"):
             continue
-        source = next(other for other in reversed(columns[:place]) if other.startswith("input"))
+        source = next((other for other in reversed(columns[:place]) if other.startswith("input")), None)
         truth = next((other for other in columns[place + 1 :] if other.startswith("target")), None)
         first = known[0].rows
         made.append(
@@ -113,7 +113,7 @@ def strips(previews: Sequence[Previewed | None], max_rows: int) -> list[Strip]:
                 source=source,
                 truth=truth,
                 names=names,
-                sources=[first[name][source] for name in names],
+                sources=[first[name][source] for name in names] if source else [],
                 truths=[first[name][truth] for name in names] if truth else [],
                 outputs=[
                     [None if shown is None else shown.rows.get(name, {}).get(column) for name in names]

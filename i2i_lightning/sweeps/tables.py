@@ -130,7 +130,7 @@ def variants_table(sweep: Sweep) -> str:
     metrics = main_metrics(sweep)
     decimals = {metric: decimals_of(sweep, metric) for metric in metrics}
     keys = sweep.keys if len(sweep.keys) > 1 else []
-    rows = [["", "variant", *keys, "seeds", *(head(metric) for metric in metrics)]]
+    rows = [["", "label" if keys else "variant", *keys, "seeds", *(head(metric) for metric in metrics)]]
     for variant in sweep.variants:
         figures = [figure(variant.mean(m), variant.deviation(m), decimals[m]) for m in metrics]
         best = [
@@ -161,6 +161,13 @@ def decimals_of(sweep: Sweep, metric: str) -> int:
 
 
 def is_best(sweep: Sweep, variant: Variant, metric: str) -> bool:
-    """Return whether a variant has the best mean of a figure, of several that have finished."""
+    """Return whether a variant has the best mean of a figure, of several that have finished.
+
+    What reads as the best, with the digits of its column, counts as the best.
+    """
     rivals = [v for v in sweep.variants if not v.partial and v.mean(metric) is not None]
-    return len(rivals) > 1 and not variant.partial and variant.mean(metric) == sweep.best(metric)
+    mean, best = variant.mean(metric), sweep.best(metric)
+    if len(rivals) < 2 or variant.partial or mean is None or best is None:
+        return False
+    decimals = decimals_of(sweep, metric)
+    return f"{mean:.{decimals}f}" == f"{best:.{decimals}f}"

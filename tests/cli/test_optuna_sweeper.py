@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -21,7 +22,9 @@ from i2i_lightning.callbacks.trial import TrialReport, open_storage
 from i2i_lightning.cli.app import App
 from i2i_lightning.cli.record import Run
 from i2i_lightning.cli.study import JOURNAL
+from i2i_lightning.commands import sweep_report
 from i2i_lightning.commands.train import APP
+from i2i_lightning.sweeps.runs import read_run
 from i2i_lightning.types import UserError
 
 STUDY = Path("outputs/toy/studies/mine")
@@ -302,11 +305,57 @@ def test_a_vain_trial_is_told_to_stop(tmp_path: Path) -> None:
         TrialReport(journal, "s", 3, "val/l1", pruner="some")
 
 
+SMALL = [
+    "data.num_train=8",
+    "data.num_val=4",
+    "data.num_test=4",
+    "data.crop_px=32",
+    "data.batch_size=4",
+    "generator.base_channels=4",
+    "discriminator.base_channels=4",
+    "discriminator.num_layers=1",
+    "trainer=cpu",
+    "trainer.enable_progress_bar=false",
+]
+
+
+@pytest.mark.slow
+def test_a_study_killed_in_the_middle_of_a_training_goes_on() -> None:
+    """The second of three real trainings is killed while it trains; the same command line does the rest."""
+    words = ["experiment=pix2pix_toy", "name=toy", "sweep=optuna", "sweep.study=mine", "sweep.trials=3"]
+    words += [*SMALL, *SPACE, "sweep.pruner=null", "trainer.max_epochs=2"]
+    command = [sys.executable, "-m", "i2i_lightning.commands.train", *words]
+    process = subprocess.Popen(command)
+    try:
+        # There after its first epoch of two.
+        begun = STUDY / "1" / "checkpoints" / "last.ckpt"
+        for _ in range(1200):
+            if begun.is_file() or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        assert begun.is_file()
+    finally:
+        process.kill()
+        process.wait()
+    assert [trial["state"] for trial in trials()] == ["complete", "running"]
+    first = (STUDY / "0" / "metrics.csv").read_bytes()
+    assert subprocess.run(command, timeout=250, check=False).returncode == 0
+    found = trials()
+    assert [trial["state"] for trial in found] == ["complete", "fail", "complete", "complete"]
+    assert found[2]["params"] == found[1]["params"]
+    assert (STUDY / "0" / "metrics.csv").read_bytes() == first, "what was done is not done again"
+    for number in (0, 2, 3):
+        assert read_run(STUDY / str(number), STUDY).state == "finished"
+        assert found[number]["value"] == read_run(STUDY / str(number), STUDY).metrics["val/l1"]
+    sweep_report.write(STUDY)
+    with (STUDY / "runs.csv").open(newline="") as file:
+        states = [row["state"] for row in csv.DictReader(file)]
+    assert states == ["finished", "stopped", "finished", "finished"]
+
+
 @pytest.mark.slow
 def test_real_trials_are_pruned_and_leave_whole_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["data.num_train=8", "data.num_val=4", "data.num_test=4", "data.crop_px=32", "data.batch_size=4"]
-    small += ["generator.base_channels=4", "discriminator.base_channels=4", "discriminator.num_layers=1"]
-    small += ["trainer=cpu", "trainer.max_epochs=4", "trainer.enable_progress_bar=false"]
+    small = [*SMALL, "trainer.max_epochs=4"]
     prunes = ["sweep.pruner_startup_trials=1", "sweep.pruner_warmup_epochs=1", "sweep.sampler=random"]
     words = ["experiment=pix2pix_toy", "name=toy", "sweep=optuna", "sweep.study=mine", "sweep.trials=4"]
     # A rate of 0 never learns.

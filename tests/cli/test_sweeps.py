@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from i2i_lightning.cli.app import App
 from i2i_lightning.cli.record import Run
@@ -80,6 +82,40 @@ def test_cyclegan_losses_are_those_of_the_paper() -> None:
         "gan+cycle": (1, 10, 10, 0),
         "gan+cycle+identity": (1, 10, 10, 5),
     }
+
+
+STUDIES = sorted((Path(__file__).resolve().parents[2] / "conf" / "sweep").glob("optuna_*.yaml"))
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_every_value_of_a_study_can_be_trained(file: Path) -> None:
+    """Of each category all values, of each range both ends: composed, checked, and the method built."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.utils import instantiate
+
+    from i2i_lightning import config
+    from i2i_lightning.cli.check import check_config
+    from i2i_lightning.cli.optuna_sweeper import distribution
+
+    params = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["sweeper"]["params"]
+    config.register()
+    values: dict[str, list[Any]] = {}
+    with initialize_config_dir(str(file.parents[1]), version_base="1.3"):
+        for word in OverridesParser.create().parse_overrides(
+            [f"{key}={space}" for key, space in params.items()]
+        ):
+            found = distribution(word)
+            ends = getattr(found, "choices", None) or (found.low, found.high)  # type: ignore[attr-defined]
+            assert len(ends) > 1
+            values[word.get_key_element()] = list(ends)
+        experiment = "cyclegan_toy" if "cyclegan" in file.stem else "pix2pix_toy"
+        for turn in range(max(map(len, values.values()))):
+            drawn = [f"{key}={ends[turn % len(ends)]}" for key, ends in values.items()]
+            composed = compose("train", overrides=[f"experiment={experiment}", *drawn])
+            check_config(composed)
+            composed.generator.base_channels = composed.discriminator.base_channels = 2
+            instantiate(composed.method, _convert_="all")
 
 
 def test_one_bad_job_spoils_no_other(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 from i2i_lightning import config
 from i2i_lightning.cli import arguments
 from i2i_lightning.cli.check import check_config
+from i2i_lightning.commands import sweep_report
 from i2i_lightning.commands.train import APP
 
 ReadBack = Callable[[Path], Any]
@@ -269,6 +270,8 @@ def test_ten_runs_at_once_stay_apart(parts: ReadBack) -> None:
     assert [run.returncode for run in runs] == [int(seed == 4) for seed in range(10)], ends
     folders = sorted(path.parent for path in Path("outputs").glob("*/*/config.yaml"))
     assert len(folders) == 10
+    assert folders == sorted(Path("outputs").glob("*/*")), "and nothing beside them"
+    assert not [path for path in Path("outputs").rglob("*") if path.name.endswith(".tmp")]
     assert len({(folder / "wandb" / "id").read_text() for folder in folders}) == 10
     for folder in folders:
         seed = yaml.safe_load((folder / "config.yaml").read_text())["seed"]
@@ -282,6 +285,10 @@ def test_ten_runs_at_once_stay_apart(parts: ReadBack) -> None:
             assert list(metrics(folder)) == [1, 3]
             assert (folder / "checkpoints" / "last.ckpt").is_file()
             assert (folder / "index.html").is_file()
+    sweep_report.write(Path("outputs"))
+    with Path("outputs/runs.csv").open(newline="") as file:
+        states = {row["seed"]: row["state"] for row in csv.DictReader(file)}
+    assert states == {str(seed): "failed" if seed == 4 else "finished" for seed in range(10)}
 
 
 @pytest.mark.slow

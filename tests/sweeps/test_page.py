@@ -160,6 +160,52 @@ def test_strips_of_two_ways_and_of_runs_that_lack_some(tmp_path: Path) -> None:
     assert strips([None], 3) == []
 
 
+def test_strips_of_pictures_from_nothing(make_run: MakeRun, tmp_path: Path) -> None:
+    for number in range(2):
+        folder = make_run(str(number), f"loss.gan_mode={number}", level=None)
+        write_grid(folder / "images" / "epoch_0002.png", 9, 2, ("output",))
+    shown = Page(page(read_sweep(tmp_path / "sweep"), tmp_path))
+    assert shown.tables["film strip"] == [["gan_mode 0", "gan_mode 1"], ["", ""], ["", ""]]
+
+
+def test_what_reads_as_the_best_is_shown_as_the_best(make_run: MakeRun, tmp_path: Path) -> None:
+    """Of two means that are the same in the digits shown, bold for one would say what nobody can see."""
+    for number, iou in enumerate((0.71623, 0.71585, 0.7104)):
+        make_run(str(number), f"variant={number}", figures=report(iou, 0.9, 12.0 + number))
+    sweep = read_sweep(tmp_path / "sweep")
+    html = page(sweep, tmp_path)
+    assert html.count("<td class='best'>0.716</td>") == 2
+    assert "<td>0.710</td>" in html
+    assert html.count("<td class='best'>12.00</td>") == 1
+    assert tables.markdown(sweep).count("**0.716**") == 2
+
+
+def test_a_label_is_not_the_name_of_its_setting(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("0", "variant=a", "loss.lambda_l1=1")
+    make_run("1", "variant=b", "loss.lambda_l1=2")
+    sweep = read_sweep(tmp_path / "sweep")
+    head = ["", "label", "variant", "loss.lambda_l1"]
+    assert Page(page(sweep, tmp_path)).tables["variants"][0][:4] == head
+    (line,) = [line for line in tables.markdown(sweep).splitlines() if line.startswith("|     |")]
+    assert [cell.strip() for cell in line.split("|")[1:5]] == head
+
+
+def test_the_recorded_page_stands_alone_and_shows_what_is_said_of_it(checkout: Path) -> None:
+    record = checkout / "benchmarks" / "results" / "pix2pix_losses_toy_cpu"
+    shown = Page((record / "report.html").read_text(encoding="utf-8"))
+    assert all(address.startswith("data:") for address in shown.addresses), "the runs are not in the record"
+    assert shown.tables["film strip"][0][-1] == "target"
+    means = {row["label"]: row for row in csv.DictReader((record / "report.csv").open(encoding="utf-8"))}
+    iou, sharpness = (
+        {label: float(row[name]) for label, row in means.items()} for name in ("judge_iou", "sharpness")
+    )
+    assert min(iou["l1"], iou["l1+gan"], iou["l1+cgan"]) > max(iou["gan"], iou["cgan"]) + 0.1, "drifts"
+    assert sharpness["l1"] < min(value for label, value in sharpness.items() if label != "l1"), "blurs"
+    by_label = {row[1]: row for row in shown.tables["variants"][1:]}
+    for label, row in means.items():
+        assert by_label[label][3].startswith(f"{float(row['judge_iou']):.3f} ±")
+
+
 def test_tables(ablation: Path) -> None:
     sweep = read_sweep(ablation)
     rows = list(csv.DictReader(io.StringIO(tables.variants_csv(sweep))))
@@ -219,6 +265,10 @@ def test_charts_are_drawn_where_they_belong() -> None:
     axis = charts.Axis([1.0, 1000.0], 0, 90, log=True)
     assert axis.place(10.0) - axis.place(1.0) == pytest.approx(axis.place(100.0) - axis.place(10.0))
     assert [text for _, text in charts.Axis([14.21, 14.26], 0, 9).labels()] == ["14.220", "14.240", "14.260"]
+    ends = [charts.Mark(f"gan+cycle · max_epochs {n} of many", "c0", n, None, [n]) for n in (3, 9)]
+    names = re.findall(r"<text class='name' x='([\d.]+)'[^>]*>([^<]*)", charts.end_chart("x", ends, [], None))
+    assert names[0][1] != names[1][1], "what is left out is not what tells them apart"
+    assert all(len(name) * charts.LETTER <= float(x) for x, name in names), "within the card"
     assert charts.line_chart("x", [charts.Line("a", "c0", [])]) == ""
     assert charts.end_chart("x", [], [], None) == charts.scatter_chart("x", []) == ""
     assert len(charts.thin([(float(x), 0.0) for x in range(5000)])) <= charts.MAX_POINTS
