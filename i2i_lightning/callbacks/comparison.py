@@ -22,7 +22,7 @@ class ComparisonTable(Callback):
 
     A row has the epoch, the sample's name, its pictures (input, output, target or cycle) and, where there is
     a target, ``l1``, ``psnr`` and ``ssim`` of the output as it would be saved. A method that translates both
-    ways has a row for each, and says which in ``direction``.
+    ways has a row for each, and says which in ``direction``; one without an input side has pictures alone.
 
     Args:
         num_samples: Samples, as many as the previews' grid shows by default.
@@ -50,7 +50,8 @@ class ComparisonTable(Callback):
             return
         several = len(set(shown.directions)) > 1
         pictures = list(dict.fromkeys(name for sample in shown.samples for name in sample))
-        columns = ["epoch", "name", *(["direction"] if several else []), *pictures, *FIGURES]
+        measured = list(FIGURES) if shown.has_inputs else []
+        columns = ["epoch", "name", *(["direction"] if several else []), *pictures, *measured]
         rows = []
         for name, direction, sample in zip(shown.names, shown.directions, shown.samples, strict=True):
             figures = measure(sample["output"], sample.get("target"))
@@ -60,7 +61,7 @@ class ComparisonTable(Callback):
                     name,
                     *([f"{direction[0]} to {direction[1]}"] if several else []),
                     *(sample.get(column) for column in pictures),
-                    *(figures.get(figure) for figure in FIGURES),
+                    *(figures.get(figure) for figure in measured),
                 ]
             )
         for logger in takers:

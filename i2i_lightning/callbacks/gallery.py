@@ -245,6 +245,7 @@ class Gallery(Callback):
                 for sample in shown.samples
             ],
             "width": min(next(iter(shown.samples[0].values())).shape[1], PICTURE_PX),
+            "inputs": shown.has_inputs,
         }
         outputs = [
             data_uri(sample["output"], FILM_PX)
@@ -382,6 +383,8 @@ class Gallery(Callback):
         if self._newest is None:
             return ""
         small = " class='pixels'" if self._newest["width"] < 128 else ""
+        if not self._newest.get("inputs", True):
+            return self._sheets(small)
         figures = []
         for name, sample in zip(self._newest["names"], self._newest["samples"], strict=True):
             columns = "".join(
@@ -397,28 +400,49 @@ class Gallery(Callback):
             f"<div class='samples'>{''.join(figures)}</div></section>"
         )
 
+    def _sheets(self, small: str) -> str:
+        """Show samples that have no input: all pictures of a column together."""
+        assert self._newest is not None
+        samples = self._newest["samples"]
+        blocks = []
+        for column in samples[0]:
+            pictures = "".join(
+                f"<img{small} src='{sample[column]}' alt='{escape(name)}'>"
+                for name, sample in zip(self._newest["names"], samples, strict=True)
+            )
+            columns = math.ceil(math.sqrt(len(samples)))
+            blocks.append(
+                f"<figure><figcaption>{escape(column)}</figcaption>"
+                f"<div class='sheet' style='--columns:{columns}'>{pictures}</div></figure>"
+            )
+        return (
+            "<section><h2>Newest results "
+            f"<small>after epoch {self._newest['epoch']}, the same noise each time</small></h2>"
+            f"<div class='sheets'>{''.join(blocks)}</div></section>"
+        )
+
     def _film_strip(self) -> str:
         if self._newest is None or len(self._film) < 2 or not self._film[0]["outputs"]:
             return ""
         newest = self._newest["samples"]
         small = " class='pixels'" if self._newest["width"] < FILM_PX else ""
         heads = "".join(f"<th>{frame['epoch']}</th>" for frame in self._film)
+        inputs = self._newest.get("inputs", True)
         last = "cycle" if "cycle" in newest[0] else "target"
         rows = []
         for index in range(min(FILM_SAMPLES, *(len(frame["outputs"]) for frame in self._film))):
-            uris = [newest[index].get("input", ""), *(frame["outputs"][index] for frame in self._film)]
-            cells = [
-                f"<td><img{small} src='{uri}' alt=''></td>" for uri in [*uris, newest[index].get(last, "")]
-            ]
-            rows.append(
-                f"<tr>{cells[0]}<td class='gap'></td>{''.join(cells[1:-1])}"
-                f"<td class='gap'></td>{cells[-1]}</tr>"
-            )
+            uris = [frame["outputs"][index] for frame in self._film]
+            if inputs:
+                uris = [newest[index].get("input", ""), *uris, newest[index].get(last, "")]
+            cells = [f"<td><img{small} src='{uri}' alt=''></td>" for uri in uris]
+            if inputs:
+                cells[1:-1] = ["<td class='gap'></td>", *cells[1:-1], "<td class='gap'></td>"]
+            rows.append(f"<tr>{''.join(cells)}</tr>")
+        titles = f"<th>input</th><th></th>{heads}<th></th><th>{last}</th>" if inputs else heads
         return (
             "<section><h2>Over the epochs <small>the same samples, evenly spaced</small></h2>"
-            "<div class='scroll'><table class='film'>"
-            f"<tr><th>input</th><th></th>{heads}<th></th><th>{last}</th></tr>"
-            f"{''.join(rows)}</table></div></section>"
+            f"<div class='scroll'><table class='film'><tr>{titles}</tr>{''.join(rows)}</table></div>"
+            "</section>"
         )
 
     def _charts(self) -> str:

@@ -42,7 +42,8 @@ class Health(Callback):
     * *stuck discriminator*: calls at least 99 % of everything real, or everything fake, for as long.
     * *huge logits*: a mean logit beyond 50. None of these three for wgangp, whose critic has no scale.
     * *collapse*: on the preview samples, outputs differ from each other by less than a tenth of what the
-      targets do (mean absolute difference of all pairs), in two epochs in a row.
+      targets do (mean absolute difference of all pairs), in two epochs in a row. Real images are the targets
+      where a method has no inputs.
     * *saturation*: 30 % more of the outputs' values than of the targets' lie beyond +-0.98, in two epochs in
       a row.
 
@@ -165,20 +166,25 @@ class Health(Callback):
             )
             if len({tuple(image.shape) for image in [*outputs, *targets]}) == 1:
                 suffix = f"_{direction}" if len(ways) > 1 else ""
-                self._judge_pictures(trainer, suffix, torch.stack(outputs), torch.stack(targets))
+                given = "input" if shown.has_inputs else "noise"
+                self._judge_pictures(trainer, suffix, torch.stack(outputs), torch.stack(targets), given)
 
-    def _judge_pictures(self, trainer: Trainer, suffix: str, outputs: Tensor, targets: Tensor) -> None:
+    def _judge_pictures(
+        self, trainer: Trainer, suffix: str, outputs: Tensor, targets: Tensor, given: str
+    ) -> None:
         title = f"generator{suffix}".replace("_", " ")
         loss = getattr(trainer.lightning_module, "loss", None)
-        term = "lambda_cycle" if hasattr(loss, "lambda_cycle") else "lambda_l1"
+        term, others = ("lambda_cycle" if hasattr(loss, "lambda_cycle") else "lambda_l1"), "targets"
+        if given == "noise":
+            term, others = "lambda_r1", "real images"
         spread, target_spread = pair_spread(outputs), pair_spread(targets)
         collapsed = target_spread > LEAST_TARGET_SPREAD and spread < SAME_SPREAD * target_spread
         if self._held(f"collapse{suffix}", collapsed, 1) >= 2:
             self._warn(
                 trainer,
                 f"collapse{suffix}",
-                f"the {title} paints nearly the same image whatever the input (outputs differ by "
-                f"{spread:.3f}, targets by {target_spread:.3f}): it has collapsed; look at the previews, "
+                f"the {title} paints nearly the same image whatever the {given} (outputs differ by "
+                f"{spread:.3f}, {others} by {target_spread:.3f}): it has collapsed; look at the previews, "
                 f"try a higher loss.{term} or a lower optimizer.lr",
             )
         stuck, target_stuck = stuck_share(outputs), stuck_share(targets)
@@ -186,7 +192,7 @@ class Health(Callback):
             self._warn(
                 trainer,
                 f"saturation{suffix}",
-                f"{100 * stuck:.0f} % of the {title}'s output is stuck at the ends of its range (targets: "
+                f"{100 * stuck:.0f} % of the {title}'s output is stuck at the ends of its range ({others}: "
                 f"{100 * target_stuck:.0f} %): the output layer is saturated and hardly learns; try a lower "
                 "optimizer.lr or method.clip_norm=1",
             )

@@ -1,4 +1,4 @@
-"""Fixed validation samples, translated each epoch and drawn as a grid: input | output | target or cycle."""
+"""Fixed samples, made and drawn each epoch: input | output | target or cycle, or a sheet of outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from i2i_lightning.callbacks.readings import batches_trained, log_step
+from i2i_lightning.callbacks.readings import batch_size, batches_trained, log_step
 from i2i_lightning.callbacks.writing import write_if_possible
 from i2i_lightning.loggers.pictures import PREVIEW, Pixels, preview_caption, preview_file
 from i2i_lightning.types import UserError
@@ -27,6 +27,7 @@ from i2i_lightning.types import UserError
 log = logging.getLogger(__name__)
 
 SMALLEST_TILE_PX = 128
+SMALLEST_SHEET_TILE_PX = 64
 TILES = "tiles"
 """Under this name a grid says where its pictures are."""
 PAPER, INK = (250, 250, 248), (60, 60, 64)
@@ -34,15 +35,16 @@ PAPER, INK = (250, 250, 248), (60, 60, 64)
 
 @dataclass
 class Preview:
-    """The translated samples of one moment.
+    """The samples of one moment.
 
-    Of a method that translates both ways, samples take turns: one of a to b, one of b to a.
+    Of a method that translates both ways, samples take turns: one of a to b, one of b to a. A method without
+    an input side makes them from the same noise each time.
 
     Attributes:
         names: Name of each sample.
-        directions: For each sample, which way it was translated: ``ab`` or ``ba``.
+        directions: For each sample, which way it was translated: ``ab`` or ``ba``; ``ab`` without inputs.
         samples: For each sample, its columns in order (``input``, ``output``, ``target`` or ``cycle``), as
-            pictures for people.
+            pictures for people; without inputs, ``output`` and whatever else the method makes of the noise.
         outputs: For each sample, the network's output, float (C, H, W) on the CPU.
         targets: For each sample, the target in the same form; where there are no pairs, a real image of the
             output's domain.
@@ -53,6 +55,11 @@ class Preview:
     samples: list[dict[str, Pixels]] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     targets: list[Tensor] = field(default_factory=list)
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether the samples were made from images; True where there are none."""
+        return not self.samples or "input" in self.samples[0]
 
     def rows(self) -> list[dict[str, Pixels]]:
         """Return the samples as rows of a grid; both ways side by side, where there are two."""
@@ -116,7 +123,8 @@ def _translate(trainer: Trainer, num_samples: int) -> Preview:
         plugin = trainer.precision_plugin
         with torch.no_grad(), plugin.forward_context():
             columns: dict[str, Any] = module.preview(plugin.convert_input(on_device))
-            ways: dict[str, dict[str, Tensor]] = columns if "input" not in columns else {"ab": columns}
+            one_way = isinstance(next(iter(columns.values())), Tensor)
+            ways: dict[str, dict[str, Tensor]] = {"ab": columns} if one_way else columns
             pixels = {
                 direction: {
                     name: images.permute(0, 2, 3, 1).cpu().numpy()
@@ -124,16 +132,19 @@ def _translate(trainer: Trainer, num_samples: int) -> Preview:
                 }
                 for direction, found in ways.items()
             }
-        size = len(next(iter(ways.values()))["input"])
+        size = len(next(iter(ways.values()))["output"])
         for index, (direction, found) in itertools.product(range(size), ways.items()):
             names = batch.get("name") or batch.get(f"name_{direction[0]}") or [""] * size
+            if "input" not in found:
+                names = [f"sample {number + 1}" for number in range(size)]
             made.names.append(Path(str(names[index])).name)
             made.directions.append(direction)
             made.samples.append(
                 {name: np.ascontiguousarray(images[index]) for name, images in pixels[direction].items()}
             )
-            # Without pairs, the other way's input shows what outputs should be like.
-            targets = found.get("target", ways.get(direction[::-1], {}).get("input"))
+            # Without pairs, the other way's input shows what outputs should be like, or any real image.
+            other_way = ways.get(direction[::-1], {}).get("input")
+            targets = found.get("target", batch.get("real") if other_way is None else other_way)
             if "output" in found and targets is not None:
                 made.outputs.append(found["output"][index].float().cpu())
                 made.targets.append(targets[index].float().cpu())
@@ -142,6 +153,8 @@ def _translate(trainer: Trainer, num_samples: int) -> Preview:
 
 def _displayed(datamodule: Any, direction: str, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the columns of one direction as the data module shows them to people."""
+    if "input" not in columns:
+        return {name: datamodule.display_output(images, images) for name, images in columns.items()}
     of_a = next(images for name, images in columns.items() if domain_of(name, direction) == "a")
     return {
         name: datamodule.display_input(images)
@@ -156,7 +169,7 @@ def _fixed_batches(trainer: Trainer, datamodule: Any, num_samples: int) -> list[
     if not hasattr(datamodule, "preview_batch"):
         raise TypeError("previews need a data module with preview_batch, display_input and display_output")
     known = _batches.get(trainer)
-    if known is not None and (not known or len(known[0]["real_a"]) >= num_samples):
+    if known is not None and (not known or batch_size(known[0]) >= num_samples):
         return [{key: value[:num_samples] for key, value in batch.items()} for batch in known]
     try:
         batches = [datamodule.preview_batch(num_samples)]
@@ -181,39 +194,121 @@ def draw_grid(samples: Sequence[Mapping[str, Pixels]], smallest_px: int = SMALLE
         An RGB image, with the places of its pictures in ``info["tiles"]``; see :func:`tile_notes`.
     """
     names = list(samples[0])
-    first = samples[0][names[0]]
-    factor = max(1, math.ceil(smallest_px / max(first.shape[:2])))
-    width_px = first.shape[1] * factor
-    font = ImageFont.load_default(size=max(13, min(width_px // 9, 28)))
-    gutter_px = max(2, width_px // 64)
-    margin_px = 3 * gutter_px
-    heading_px = math.ceil(font.getbbox("input")[3] * 1.5)
-
-    rows = [[_tile(row[name], width_px) for name in names] for row in samples]
+    layout = _Layout.of(samples[0][names[0]], smallest_px)
+    rows = [[_tile(row[name], layout.width_px) for name in names] for row in samples]
     heights = [max(tile.height for tile in row) for row in rows]
-    grid = Image.new(
-        "RGB",
-        (
-            2 * margin_px + len(names) * width_px + (len(names) - 1) * gutter_px,
-            margin_px + heading_px + sum(heights) + gutter_px * (len(rows) - 1) + margin_px,
-        ),
-        PAPER,
-    )
-    draw = ImageDraw.Draw(grid)
+    grid, draw = layout.paper(layout.across(len(names)), sum(heights) + layout.gutter_px * (len(rows) - 1))
     for column, name in enumerate(names):
-        x = margin_px + column * (width_px + gutter_px)
-        draw.text((x + width_px / 2, margin_px + heading_px * 0.38), name, fill=INK, font=font, anchor="mm")
-    y = margin_px + heading_px
+        layout.head(draw, name, layout.left(column), layout.width_px)
+    y = layout.top
     boxes: list[list[list[int]]] = []
     for row, height in zip(rows, heights, strict=True):
         boxes.append([])
         for column, tile in enumerate(row):
-            x = margin_px + column * (width_px + gutter_px)
+            x = layout.left(column)
             grid.paste(tile, (x, y))
             boxes[-1].append([x, y, tile.width, tile.height])
-        y += height + gutter_px
-    grid.info[TILES] = {"columns": names, "boxes": boxes, "enlarged": factor}
+        y += height + layout.gutter_px
+    grid.info[TILES] = {"columns": names, "boxes": boxes, "enlarged": layout.factor}
     return grid
+
+
+def draw_sheet(
+    samples: Sequence[Mapping[str, Pixels]], smallest_px: int = SMALLEST_SHEET_TILE_PX
+) -> Image.Image:
+    """Draw samples that have no input: a nearly square block of pictures for each column, under its name.
+
+    Args:
+        samples: For each sample, the pictures of its columns, uint8 (H, W, 3), all equally large; every
+            sample has the same columns.
+        smallest_px: As for :func:`draw_grid`.
+
+    Returns:
+        An RGB image, with the places of its pictures as in :func:`draw_grid`: a row there is a sample.
+    """
+    names = list(samples[0])
+    layout = _Layout.of(samples[0][names[0]], smallest_px)
+    side = math.ceil(math.sqrt(len(samples)))
+    tiles = [[_tile(sample[name], layout.width_px) for name in names] for sample in samples]
+    height_px = max(tile.height for row in tiles for tile in row)
+    lines = math.ceil(len(samples) / side)
+    block_px = layout.across(side) + layout.margin_px
+    grid, draw = layout.paper(
+        len(names) * block_px - layout.margin_px, lines * height_px + (lines - 1) * layout.gutter_px
+    )
+    boxes: list[list[list[int]]] = [[] for _ in samples]
+    for column, name in enumerate(names):
+        layout.head(draw, name, layout.left(0) + column * block_px, layout.across(side))
+        for index, row in enumerate(tiles):
+            x = layout.left(index % side) + column * block_px
+            y = layout.top + index // side * (height_px + layout.gutter_px)
+            grid.paste(row[column], (x, y))
+            boxes[index].append([x, y, row[column].width, row[column].height])
+    grid.info[TILES] = {"columns": names, "boxes": boxes, "enlarged": layout.factor}
+    return grid
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The measures of a grid of pictures.
+
+    Args:
+        width_px: Width of a picture.
+        factor: How many times small pictures are enlarged.
+    """
+
+    width_px: int
+    factor: int
+
+    @classmethod
+    def of(cls, pixels: Pixels, smallest_px: int) -> _Layout:
+        """Return the measures for pictures like ``pixels``."""
+        factor = max(1, math.ceil(smallest_px / max(pixels.shape[:2])))
+        return cls(pixels.shape[1] * factor, factor)
+
+    @property
+    def gutter_px(self) -> int:
+        """The space between two pictures."""
+        return max(2, self.width_px // 64)
+
+    @property
+    def margin_px(self) -> int:
+        """The space around all of them."""
+        return 3 * self.gutter_px
+
+    @property
+    def font(self) -> Any:
+        """The font of the headings."""
+        return ImageFont.load_default(size=max(13, min(self.width_px // 9, 28)))
+
+    @property
+    def heading_px(self) -> int:
+        """The height of a heading."""
+        return math.ceil(float(self.font.getbbox("input")[3]) * 1.5)
+
+    @property
+    def top(self) -> int:
+        """Where the pictures begin."""
+        return self.margin_px + self.heading_px
+
+    def left(self, column: int) -> int:
+        """Return where the pictures of a column begin."""
+        return self.margin_px + column * (self.width_px + self.gutter_px)
+
+    def across(self, columns: int) -> int:
+        """Return the width of so many pictures beside each other."""
+        return columns * self.width_px + (columns - 1) * self.gutter_px
+
+    def paper(self, width_px: int, height_px: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+        """Return an empty image for pictures that take so much room, and what draws on it."""
+        size = (2 * self.margin_px + width_px, self.top + height_px + self.margin_px)
+        grid = Image.new("RGB", size, PAPER)
+        return grid, ImageDraw.Draw(grid)
+
+    def head(self, draw: ImageDraw.ImageDraw, name: str, left: int, width_px: int) -> None:
+        """Write a heading above pictures that begin at ``left`` and are so wide together."""
+        place = left + width_px / 2, self.margin_px + self.heading_px * 0.38
+        draw.text(place, name, fill=INK, font=self.font, anchor="mm")
 
 
 def tile_notes(grid: Image.Image, names: Sequence[str]) -> PngInfo:
@@ -245,13 +340,13 @@ def _tile(pixels: Pixels, width_px: int) -> Image.Image:
 class PreviewGrid(Callback):
     """Write ``images/epoch_0001.png`` into the run folder: a row of input | output | target per sample.
 
-    A method that translates both ways has both in a row: input a | output b | cycle a | input b | ...
-
-    The samples are the first of the validation set and stay the same. W&B and TensorBoard receive the same
+    A method that translates both ways has both in a row: input a | output b | cycle a | input b | ... The
+    samples are the first of the validation set and stay the same. Of a method without an input side the
+    picture is a sheet of what it makes of the same noise each time. W&B and TensorBoard receive the same
     picture.
 
     Args:
-        num_samples: Rows.
+        num_samples: Rows, or pictures of a sheet; no more than there are validation images.
         every_n_epochs: Epochs between two grids; the last epoch has one in any case.
     """
 
@@ -263,14 +358,14 @@ class PreviewGrid(Callback):
         self.every_n_epochs = every_n_epochs
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Translate the samples and write the grid."""
+        """Make the samples and write the grid."""
         epoch = trainer.current_epoch + 1
         if epoch % self.every_n_epochs and epoch != trainer.max_epochs and not trainer.should_stop:
             return
         shown = preview(trainer, self.num_samples)
         if not shown.samples or not trainer.is_global_zero:
             return
-        grid = draw_grid(shown.rows())
+        grid = draw_grid(shown.rows()) if shown.has_inputs else draw_sheet(shown.samples)
         path = preview_file(trainer.default_root_dir, epoch)
         notes = tile_notes(grid, shown.row_names())
 

@@ -31,25 +31,27 @@ class ValidationMetrics(Callback):
     ``l1`` is measured on the network's own values, in units of the [-1, 1] range (one-hot maps: of {0, 1}),
     so that it compares with the training term. All others are measured on the images as they would be saved:
     uint8 RGB from the data module's ``display_output``. Paired metrics are means over images, not over
-    batches; ``fid`` and ``kid`` (with ``kid_std``) compare all outputs with all targets, and the three
-    segmentation metrics share one confusion matrix. Over several processes the figures are those of one: all
-    images come together in the order of the set, and those that the sampler gave out twice count once. When
-    testing, the names begin
-    with ``test/``. All can be monitored by checkpoints and schedules.
+    batches; ``fid``, ``kid`` and ``judge_distance`` (the last two with their ``_std``) compare all outputs
+    with all targets, and the three segmentation metrics share one confusion matrix. Over several processes
+    the figures are those of one: all images come together in the order of the set, and those that the sampler
+    gave out twice count once. When testing, the names begin with ``test/``. All can be monitored by
+    checkpoints and schedules.
 
     A method that translates both ways (its ``validation_step`` returns ``fake_a`` as well) is measured both
     ways: ``val/<metric>_ab``, ``val/<metric>_ba``, and their mean under ``val/<metric>``. On data without
-    pairs only ``fid`` and ``kid`` mean something, save where a batch brings hidden partners for scoring.
+    pairs only the metrics of sets mean something, save where a batch brings hidden partners for scoring. A
+    method without an input side returns ``fake_b`` and ``real_b`` alone, and has no other metrics at all.
+    ``judge_distance`` needs no weights, and ToyFaces whose outputs are photos or cartoons.
 
     Networks that measure are built before training starts, so that missing weights are told then; nothing is
     downloaded. The features of the targets are computed once: the validation set does not change.
 
     Args:
-        metrics: Any of l1, psnr, ssim, ms_ssim, lpips_alex, lpips_vgg, fid, kid, pixel_accuracy,
-            class_accuracy, mean_iou.
+        metrics: Any of l1, psnr, ssim, ms_ssim, lpips_alex, lpips_vgg, fid, kid, judge_distance,
+            pixel_accuracy, class_accuracy, mean_iou.
         palette: By which the last three read label pictures: facades, cityscapes, toyfaces, or a list of
             colours. Not needed where the data has class maps.
-        kid_subset_size: Images in each of the 100 subsets of ``kid``.
+        kid_subset_size: Images in each of the 100 subsets of ``kid`` and ``judge_distance``.
 
     Raises:
         UserError: If there is no such metric or palette.
@@ -72,13 +74,15 @@ class ValidationMetrics(Callback):
         """Build the networks that measure.
 
         Raises:
-            UserError: If their weights are not at hand, or the classes are not known.
+            UserError: If their weights are not at hand, the classes are not known, or a metric does not fit
+                the data.
         """
         if self._ways:
             return
+        data = getattr(trainer, "datamodule", None)
+        self._check_fit(data, pl_module)
         num_classes = None
         if set(SEGMENTATION_METRICS) & set(self.metrics) and self.palette is None:
-            data = getattr(trainer, "datamodule", None)
             output = data.formats()[1] if isinstance(data, ImageDataModule) else None
             if output is not None and output.kind == "labels":
                 self._reads_classes, num_classes = True, output.channels
@@ -91,6 +95,24 @@ class ValidationMetrics(Callback):
             prefix=_PREFIX,
         )
         self._ways = {"ab": _Way(suite)}
+
+    def _check_fit(self, data: Any, pl_module: LightningModule) -> None:
+        """Raise a ``UserError`` if a metric means nothing on this data."""
+        judged: Callable[[str], str | None] = getattr(data, "judged_style", lambda direction: None)
+        directions: Mapping[str, str] = getattr(pl_module, "directions", {})
+        judges = all(judged(direction) for direction in directions or ("ab",))
+        if "judge_distance" in self.metrics and not judges:
+            raise UserError(
+                f"{_PREFIX}metrics: judge_distance knows toy faces alone, photos and cartoons, and this data "
+                "is something else; leave it out, or take kid"
+            )
+        paired = [name for name in self.metrics if name not in SET_METRICS]
+        if paired and getattr(data, "one_sided", False):
+            fit = [name for name in reversed(SET_METRICS) if judges or name != "judge_distance"]
+            raise UserError(
+                f"{_PREFIX}metrics: {', '.join(paired)} compare an output with its target, and "
+                f"{type(pl_module).__name__} has no inputs; give any of {', '.join(fit)}, or []"
+            )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the outputs of the last validation."""
@@ -146,9 +168,10 @@ class ValidationMetrics(Callback):
         batch: Any,
         place: tuple[str, int],
     ) -> None:
-        if not isinstance(outputs, Mapping) or not {"real_a", "fake_b", "real_b"} <= set(outputs):
+        needed = {"fake_b", "real_b"} | (set() if _one_sided(batch) else {"real_a"})
+        if not isinstance(outputs, Mapping) or not needed <= set(outputs):
             raise TypeError(
-                "ValidationMetrics needs real_a, fake_b and real_b from "
+                f"ValidationMetrics needs {' and '.join(sorted(needed))} from "
                 f"{type(pl_module).__name__}.validation_step"
             )
         if "fake_a" in outputs and "ba" not in self._ways:
@@ -164,7 +187,7 @@ class ValidationMetrics(Callback):
                 way.l1.append((fake.float() - pair.float()).abs().flatten(1).mean(1))
             if not way.suite.names:
                 continue
-            show = _shown(trainer, outputs["real_a"], there)
+            show = _shown(trainer, outputs.get("real_a"), there)
             if len(fake):
                 classes = (fake.argmax(1), pair.argmax(1)) if self._reads_classes and pair is not None else ()
                 way.suite.update(show(fake), None if pair is None else show(pair), *classes)
@@ -175,6 +198,8 @@ class ValidationMetrics(Callback):
 
     def _pair(self, batch: Any, real: Tensor, here: str) -> Tensor | None:
         """Return what the outputs of side ``here`` should look like, if anybody knows."""
+        if _one_sided(batch):  # there are no inputs that could have targets
+            return None
         if not isinstance(batch, Mapping) or f"first_{here}" not in batch:
             return real
         if f"partner_{here}" in batch and not set(SEGMENTATION_METRICS) & set(self.metrics):
@@ -279,12 +304,17 @@ class _Way:
         return figures
 
 
-def _shown(trainer: Trainer, real_a: Tensor, side: str) -> Callable[[Tensor], Tensor]:
+def _shown(trainer: Trainer, real_a: Tensor | None, side: str) -> Callable[[Tensor], Tensor]:
     """Return what makes uint8 RGB of images of a side, as they would be saved."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     if side == "a":
         return lambda images: data.display_input(images)
-    return lambda images: data.display_output(images, real_a)
+    return lambda images: data.display_output(images, images if real_a is None else real_a)
+
+
+def _one_sided(batch: Any) -> bool:
+    """Return whether a batch holds images of one domain, for a method without an input side."""
+    return isinstance(batch, Mapping) and "real" in batch
 
 
 def _rehearses(trainer: Trainer) -> bool:

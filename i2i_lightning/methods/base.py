@@ -68,6 +68,8 @@ class Method(LightningModule):
     """The attribute, and key of the config, of the network that translates in each direction."""
     needs_pairs: ClassVar[bool] = False
     """Whether ``real_b`` must show what ``real_a`` shows."""
+    needs_images: ClassVar[bool] = False
+    """Whether batches must be of one set of images, for a method that has no inputs."""
 
     def __init__(
         self,
@@ -124,6 +126,17 @@ class Method(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse data that the method or its networks cannot take, before anything is trained."""
         data = getattr(self.trainer, "datamodule", None)
+        one_sided = getattr(data, "one_sided", self.needs_images)
+        if self.directions and one_sided:
+            raise UserError(
+                f"data: {type(self).__name__} translates one side of the data into the other, and here is "
+                "but one: take data=paired or data=unpaired, or method=stylegan2"
+            )
+        if self.needs_images and not one_sided:
+            raise UserError(
+                f"data: {type(self).__name__} makes images from noise and learns from one set of them: take "
+                "data=images or data=toyfaces_images"
+            )
         if self.needs_pairs and not getattr(data, "aligned", True):
             raise UserError(
                 f"data: {type(self).__name__} learns from aligned pairs, and here partners are drawn at "
@@ -386,7 +399,8 @@ class Method(LightningModule):
 
         There are ``input``, ``output`` and what these are to be compared with: ``target``, in the output's
         domain, or ``cycle``, in the input's. A method of several directions returns the columns of each, by
-        its name in ``directions``.
+        its name in ``directions``. One without inputs returns ``output``, and whatever else it makes of the
+        same noise, as many images as the batch has.
         """
         raise NotImplementedError
 

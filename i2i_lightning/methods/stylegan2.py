@@ -92,6 +92,7 @@ class StyleGAN2(Method):
     """
 
     directions: ClassVar[Mapping[str, str]] = {}
+    needs_images: ClassVar[bool] = True
     path_length_mean: Tensor
 
     def __init__(

@@ -12,6 +12,7 @@ BETTER = {
     "lpips_vgg": "lower",
     "fid": "lower",
     "kid": "lower",
+    "judge_distance": "lower",
     "pixel_accuracy": "higher",
     "class_accuracy": "higher",
     "mean_iou": "higher",

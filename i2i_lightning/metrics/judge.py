@@ -120,6 +120,13 @@ class JudgeNetwork(nn.Module):
 
     def read(self, images: Tensor) -> tuple[Reading, Tensor]:
         """Read pictures, and also return the summary ``(N, D)`` that the parameters are read off."""
+        parsing, points, summary, style = self.look(images)
+        summary = self.normalise(summary)
+        corrected = F.pad(self.correction(summary), (0, len(VECTOR_NAMES) - NUM_CONTINUOUS))
+        return Reading(parsing, points, self.regressor(summary) + corrected, style), summary
+
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return all of a reading but the parameters, and in their place the summary as it is at first."""
         fine = self.stem(images)
         middle = self.down_middle(fine)
         coarse = self.down_coarse(middle)
@@ -136,10 +143,7 @@ class JudgeNetwork(nn.Module):
         local = F.grid_sample(merged, 2 * where[:, :, None] - 1, align_corners=False)
         places = torch.cat([where, in_eye_frame(where)], -1).flatten(1)
         summary = torch.cat([self.squeeze(coarse).flatten(1), local.flatten(1), places, texture], 1)
-        summary = self.normalise(summary)
-        corrected = F.pad(self.correction(summary), (0, len(VECTOR_NAMES) - NUM_CONTINUOUS))
-        style = self.stylist(torch.cat([texture, coarse.mean((2, 3))], 1))
-        return Reading(parsing, points, self.regressor(summary) + corrected, style), summary
+        return parsing, points, summary, self.stylist(torch.cat([texture, coarse.mean((2, 3))], 1))
 
 
 def in_eye_frame(points: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from i2i_lightning.metrics.image import (
     sharpness,
     ssim,
 )
+from i2i_lightning.metrics.judge_distance import JudgeFeatures
 from i2i_lightning.metrics.kernel import clipped_subset_size, kernel_distance
 from i2i_lightning.metrics.segmentation import (
     Colours,
@@ -39,7 +40,8 @@ from i2i_lightning.metrics.segmentation import (
 from i2i_lightning.types import UserError
 
 METRICS = tuple(BETTER)
-SET_METRICS = ("fid", "kid")
+SET_METRICS = ("fid", "kid", "judge_distance")
+INCEPTION_METRICS = ("fid", "kid")
 SEGMENTATION_METRICS = ("pixel_accuracy", "class_accuracy", "mean_iou")
 PAIRED_METRICS = tuple(name for name in METRICS if name not in SET_METRICS + SEGMENTATION_METRICS)
 
@@ -80,11 +82,12 @@ def check_names(names: Sequence[str], key: str = "metrics") -> tuple[str, ...]:
 class MetricSuite:
     """Measure translations against their targets, pair by pair, and against a set of targets.
 
-    Images are uint8 RGB, as they would be saved. A paired metric is a mean over images; ``fid`` and ``kid``
-    compare all outputs given to :meth:`update` with all targets given to :meth:`add_targets`, which need
-    neither be pairs nor equally many; the three segmentation metrics share one confusion matrix over all
-    pixels. Several rows of a table (outputs, copied input, another seed) are several suites made by
-    :meth:`another`: they share the networks and the targets, whose features are computed once::
+    Images are uint8 RGB, as they would be saved. A paired metric is a mean over images; ``fid``, ``kid`` and
+    ``judge_distance``, which needs no weights but means something on ToyFaces alone, compare all outputs
+    given to :meth:`update` with all targets given to :meth:`add_targets`, which need neither be pairs nor
+    equally many; the three segmentation metrics share one confusion matrix over all pixels. Several rows of a
+    table (outputs, copied input, another seed) are several suites made by :meth:`another`: they share the
+    networks and the targets, whose features are computed once::
 
         outputs = MetricSuite(["psnr", "kid"], device)
         copied = outputs.another()
@@ -102,8 +105,8 @@ class MetricSuite:
         palette: What the segmentation metrics read label pictures by: a name, or colours; see
             :func:`~i2i_lightning.metrics.segmentation.find_palette`.
         num_classes: How many classes there are, where :meth:`update` is given class maps instead.
-        kid_subset_size: Images in a subset of KID, at least 2.
-        kid_subsets: Subsets of KID, at least 1.
+        kid_subset_size: Images in a subset of KID and of the judge's distance, at least 2.
+        kid_subsets: Subsets, at least 1.
         seed: Draws the subsets.
         prefix: Put before ``metrics``, ``palette`` and ``kid_...`` in errors, to name the config key.
         features: Use these for ``fid`` and ``kid``, not Inception: uint8 ``(N, 3, H, W)`` to ``(N, D)``.
@@ -142,13 +145,14 @@ class MetricSuite:
                 f"{prefix}metrics: {', '.join(of_classes)} must know the classes: give {prefix}palette, or "
                 "data whose output is a label map"
             )
+        self._judge = JudgeFeatures(self.device) if "judge_distance" in self.names else None
         self._features = self._build_features(features, weights)
         self._distances = self._build_distances(distances or {}, weights)
         self._targets: list[Tensor] = []
         self.reset()
 
     def _build_features(self, given: Features | None, weights: str | Path | None) -> Features | None:
-        if not set(SET_METRICS) & set(self.names):
+        if not set(INCEPTION_METRICS) & set(self.names):
             return None
         if given is not None:
             return given
@@ -194,15 +198,22 @@ class MetricSuite:
 
     @torch.no_grad()
     def extract(self, images: Tensor) -> Tensor:
-        """Return the features that ``fid`` and ``kid`` compare, float32 ``(N, D)`` on the suite's device.
+        """Return the features by which sets are compared, float32 ``(N, D)`` on the suite's device.
 
-        Without either of the two there are none: ``(N, 0)``.
+        The judge's come first, then Inception's. Where no sets are compared there are none: ``(N, 0)``.
         """
         _check_images(images)
-        if self._features is None:
-            return torch.empty(len(images), 0, device=self.device)
+        images = images.to(self.device)
+        parts = [torch.empty(len(images), 0, device=self.device)]
         with torch.autocast(self.device.type, enabled=False):
-            return self._features(images.to(self.device)).float()
+            for features in (self._judge, self._features):
+                if features is not None:
+                    parts.append(features(images).float())
+        return torch.cat(parts, 1)
+
+    @property
+    def _compares_sets(self) -> bool:
+        return self._judge is not None or self._features is not None
 
     def add_targets(self, images: Tensor) -> Tensor:
         """Add images to the set that outputs are compared with.
@@ -214,7 +225,7 @@ class MetricSuite:
             Their features, as :meth:`extract` does.
         """
         features = self.extract(images)
-        if self._features is not None:
+        if self._compares_sets:
             self._targets.append(features)
         return features
 
@@ -258,7 +269,7 @@ class MetricSuite:
                     values.append(self._measure(name, output, target).float())
             if set(SEGMENTATION_METRICS) & set(self.names):
                 self._counts.append(self._confusion(output, target, output_classes, target_classes))
-        if self._features is not None:
+        if self._compares_sets:
             self._outputs.append(self.extract(output))
 
     def _measure(self, name: str, output: Tensor, target: Tensor) -> Tensor:
@@ -313,7 +324,7 @@ class MetricSuite:
     def compute(
         self, output_places: Tensor | None = None, target_places: Tensor | None = None
     ) -> dict[str, float]:
-        """Return every figure, with ``kid_std`` beside ``kid``.
+        """Return every figure, with ``kid_std`` beside ``kid``, and the same beside ``judge_distance``.
 
         Nothing is forgotten, and more images may follow.
 
@@ -324,8 +335,8 @@ class MetricSuite:
             target_places: The same for the targets, ``(M,)``.
 
         Returns:
-            A figure for each name, in the order of the names; NaN for ``fid`` and ``kid`` of fewer than two
-            outputs or targets, and for means over nothing.
+            A figure for each name, in the order of the names; NaN for distances of fewer than two outputs or
+            targets, and for means over nothing.
         """
 
         def merged(parts: list[Tensor], places: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -344,16 +355,16 @@ class MetricSuite:
             figures["pixel_accuracy"] = float(pixel_accuracy(counts))
             figures["class_accuracy"] = float(class_accuracy(counts))
             figures["mean_iou"] = float(mean_iou(counts))
-        if self._features is not None:
+        if self._compares_sets:
             outputs = merged(self._outputs, output_places)
             targets = merged(self._targets, target_places)
             self._compared = (len(outputs), len(targets))
             figures |= self.compare(outputs, targets)
-        names = [key for name in self.names for key in ((name, "kid_std") if name == "kid" else (name,))]
+        names = [key for name in self.names for key in (name, f"{name}_std")]
         return {name: figures[name] for name in names if name in figures}
 
     def compare(self, features: Tensor, target_features: Tensor) -> dict[str, float]:
-        """Return ``fid`` and ``kid`` (and ``kid_std``) of two sets of features, as far as they are asked for.
+        """Return the distances of two sets of features, as far as they are asked for.
 
         With the features of the train targets, it says how well one does who can do the task: the ceiling.
 
@@ -362,23 +373,28 @@ class MetricSuite:
             target_features: ``(M, D)``.
 
         Returns:
-            A figure for each; no ``kid_std`` where every subset is the whole of both sets, whose lack of
-            spread would look like certainty.
+            A figure for each, with its deviation ``<name>_std`` over subsets; without that where every subset
+            is the whole of both sets, whose lack of spread would look like certainty.
         """
         figures: dict[str, float] = {}
         few = min(len(features), len(target_features)) < 2
+        width = 0 if self._judge is None else self._judge.width
+        of_judge, of_inception = (
+            (features[:, :width], target_features[:, :width]),
+            (features[:, width:], target_features[:, width:]),
+        )
         if "fid" in self.names:
-            figures["fid"] = math.nan if few else frechet_distance(features, target_features)
-        if "kid" in self.names:
-            figures["kid"], figures["kid_std"] = (
+            figures["fid"] = math.nan if few else frechet_distance(*of_inception)
+        for name, pair in (("kid", of_inception), ("judge_distance", of_judge)):
+            if name not in self.names:
+                continue
+            figures[name], figures[f"{name}_std"] = (
                 (math.nan, math.nan)
                 if few
-                else kernel_distance(
-                    features, target_features, self.kid_subset_size, self.kid_subsets, self.seed
-                )
+                else kernel_distance(*pair, self.kid_subset_size, self.kid_subsets, self.seed)
             )
             if max(len(features), len(target_features)) <= self.kid_subset_size:
-                del figures["kid_std"]
+                del figures[f"{name}_std"]
         return figures
 
     # ---------------------------------------------------------------------------------------------- protocol
@@ -427,7 +443,8 @@ class MetricSuite:
         return self._protocol_of_set(name)
 
     def _protocol_of_set(self, name: str) -> dict[str, Any]:
-        facts: dict[str, Any] = {"images": "8-bit RGB", **_described(name, self._features)}
+        network = self._judge if name == "judge_distance" else self._features
+        facts: dict[str, Any] = {"images": "8-bit RGB", **_described(name, network)}
         if self._compared is not None:
             facts["num_outputs"], facts["num_targets"] = self._compared
         if name == "fid":
@@ -446,7 +463,7 @@ class MetricSuite:
             "subset_size": size,
             "subsets": self.kid_subsets,
             "seed": self.seed,
-            "kid_std": "over subsets",
+            f"{name}_std": "over subsets",
         }
 
 
@@ -498,7 +515,7 @@ def _described(name: str, network: Any) -> dict[str, Any]:
     """Return what a network says of itself, or what it is if somebody else's measures."""
     if not hasattr(network, "protocol"):
         return {"network": type(network).__name__}
-    return {"network": network.protocol, "weights": _WEIGHTS_NAMES[name]}
+    return {"network": network.protocol, "weights": _WEIGHTS_NAMES.get(name, "in the package")}
 
 
 def _check_images(images: Tensor) -> None:

@@ -21,11 +21,12 @@ _HEADS = {
     "lpips_vgg": "LPIPS vgg",
     "fid": "FID",
     "kid": "KID",
+    "judge_distance": "judge distance",
     "pixel_accuracy": "pixels",
     "class_accuracy": "classes",
     "mean_iou": "mean IoU",
 }
-_DIGITS = {"psnr": 2, "fid": 2, "l1": 4, "kid": 4, "lpips_alex": 4, "lpips_vgg": 4}
+_DIGITS = {"psnr": 2, "fid": 2, "l1": 4, "kid": 4, "judge_distance": 4, "lpips_alex": 4, "lpips_vgg": 4}
 _ARROWS = {"lower": " ↓", "higher": " ↑", "near 1": " → 1"}
 
 
@@ -55,7 +56,8 @@ def format_table(
     """Return figures as lines for the terminal: a row for each name, a column for each metric.
 
     The head of a column says by an arrow where better is. Several seeds are shown as mean ± deviation over
-    seeds, KID of one seed as mean ± deviation over its subsets. Columns that do not fit follow below.
+    seeds, KID and the judge's distance of one seed as mean ± deviation over its subsets. Columns that do not
+    fit follow below.
 
     Args:
         rows: By name of the row, its figures, or those of each seed; a row need not have every metric.
@@ -70,7 +72,7 @@ def format_table(
     known = {**BETTER, **(better or {})}
     seeds = {row: [f] if isinstance(f, Mapping) else list(f) for row, f in rows.items()}
     names = list(dict.fromkeys(name for runs in seeds.values() for figures in runs for name in figures))
-    names = [name for name in names if not (name == "kid_std" and "kid" in names)]
+    names = [name for name in names if not (name.endswith("_std") and name.removesuffix("_std") in names)]
     side = max(map(len, seeds), default=0)
     columns = []
     for name in names:
@@ -105,6 +107,6 @@ def _cell(name: str, runs: Sequence[Figures]) -> str:
         return "–"
     digits = _DIGITS.get(name, 3)
     merged = mean_and_deviation([{name: figures[name]} for figures in runs])[name]
-    std = merged.get("std", runs[0].get("kid_std") if name == "kid" else None)
+    std = merged.get("std", runs[0].get(f"{name}_std"))
     text = f"{merged['mean']:.{digits}f}"
     return text if std is None else f"{text} ± {std:.{digits}f}"

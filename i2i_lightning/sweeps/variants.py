@@ -25,6 +25,7 @@ RANKED_BY = (
     "parsing_iou",
     "fid",
     "kid",
+    "judge_distance",
     "lpips_vgg",
     "lpips_alex",
     "mean_iou",

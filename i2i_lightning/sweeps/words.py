@@ -26,6 +26,7 @@ _NAMES = {
     "ms_ssim": "MS-SSIM",
     "fid": "FID",
     "kid": "KID",
+    "judge_distance": "judge distance",
     "mean_iou": "mean IoU",
 }
 
@@ -40,6 +41,7 @@ MEANINGS = {
     "rank_first": "the share of outputs whose hidden partner is the nearest of ten",
     "pixel_error": "mean absolute difference from the target, levels of 255",
     "kid": "distance of the sets in features of Inception",
+    "judge_distance": "distance of the sets in the judge's features",
     "fid": "distance of the sets in features of Inception",
 }
 """What a figure that is not in every textbook says."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from i2i_lightning.metrics.better import BETTER
 from i2i_lightning.metrics.frechet import frechet_distance
 from i2i_lightning.metrics.image import l1, ms_ssim, psnr, sharpness, ssim
+from i2i_lightning.metrics.judge_distance import judge_distance
 from i2i_lightning.metrics.kernel import kernel_distance
 from i2i_lightning.metrics.segmentation import NOT_COUNTED, PALETTES
 from i2i_lightning.metrics.suite import MAX_PSNR_DB, METRICS, MetricSuite, check_names, gather_rows
@@ -65,6 +66,7 @@ def test_every_figure_is_that_of_the_set_whatever_the_batches(batch: int) -> Non
     net = TinyFeatures()
     features, reference = net(output), net(torch.cat([target, others]))
     kid, kid_std = kernel_distance(features, reference, 4, 6)
+    of_judge = judge_distance(output, torch.cat([target, others]), 4, 6)
     expected = {
         "l1": float(l1(output, target).mean()),
         "psnr": float(psnr(output, target).mean()),
@@ -76,6 +78,7 @@ def test_every_figure_is_that_of_the_set_whatever_the_batches(batch: int) -> Non
         "fid": frechet_distance(features, reference),
         "kid": kid,
         "kid_std": kid_std,
+        **dict(zip(("judge_distance", "judge_distance_std"), of_judge, strict=True)),
     }
     figures = measured.compute()
     assert list(figures) == [*expected, "pixel_accuracy", "class_accuracy", "mean_iou"]
@@ -171,6 +174,8 @@ def test_the_protocol_says_what_was_done() -> None:
     assert (protocol["fid"]["num_outputs"], protocol["fid"]["num_targets"]) == (7, 3)
     assert "fewer than 2048 images" in protocol["fid"]["warning"]
     assert protocol["fid"]["network"] == "TinyFeatures"
+    assert "judge_v1 of ToyFaces" in protocol["judge_distance"]["network"]
+    assert protocol["judge_distance"]["weights"] == "in the package"
     assert "nearest palette colour" in protocol["mean_iou"]["read_by"]
 
 
@@ -254,7 +259,7 @@ def test_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
     for worker in workers:
         worker.join(60)
     for _, figures, uneven, nothing in found:
-        assert figures == pytest.approx(expected, rel=1e-6)
+        assert figures == pytest.approx(expected, rel=1e-5)
         assert figures["kid"] == expected["kid"]  # the same images in the same order
         assert uneven == [0, 10, 1, 2]  # by place, not by process
         assert nothing == (2, 4)
