@@ -40,7 +40,11 @@ def sample(run: Run) -> None:
     if options["tile_px"] is not None and options["tile_px"] < 8:
         raise UserError(f"tile_px={options['tile_px']}: give at least 8")
     source = options["generator"]["path"]
-    generator = load_style_generator(source)
+    try:
+        generator = load_style_generator(source)
+    except UserError as error:
+        key = "generator=" if str(error).startswith(source) else ""
+        raise UserError(f"{key}{error}") from None
     wanted = {key: options[key] for key in ("truncation", "cutoff", "noise", "batch_size")}
     sampler = Sampler(generator, device, **wanted)
     gallery = Gallery(sampler, Path(), source, options["tile_px"])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,9 @@ import torch
 import yaml
 from PIL import Image
 
+from i2i_lightning.checkpoints import save_style_generator
 from i2i_lightning.checkpoints.latents import load_latent
+from i2i_lightning.checkpoints.style.load import EMBEDDED
 from i2i_lightning.cli import arguments
 from i2i_lightning.commands.sample import APP, prepare
 from i2i_lightning.networks.style import StyleGenerator
@@ -53,16 +58,27 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("I2I_DEBUG", raising=False)
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a file of each of the small generators."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, build in GENERATORS.items():
+        save_style_generator(folder / name, build())
+    return folder
+
+
 @pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
-    """Run the command on a small generator; return its exit status and what it printed."""
-    monkeypatch.setattr(
-        "i2i_lightning.checkpoints.load_style_generator", lambda path: GENERATORS[path](), raising=False
-    )
+def shell(capsys: pytest.CaptureFixture[str], models: Path) -> Shell:
+    """Run the command, on ``tiny`` where nothing else is said; return its exit status and what it printed."""
+
+    def path_of(name: str) -> str:
+        return str(models / name) if name in GENERATORS else name
 
     def run(*words: str) -> tuple[int, str]:
-        named = [] if any(word.startswith("generator=") for word in words) else ["generator=tiny"]
-        status = APP.main(["device=cpu", *named, *words])
+        named = [word.partition("=")[2] for word in words if word.startswith("generator=")] or ["tiny"]
+        others = [word for word in words if not word.startswith("generator=")]
+        paths = ",".join(map(path_of, named[0].split(",")))
+        status = APP.main(["device=cpu", f"generator={paths}", *others])
         printed = capsys.readouterr()
         return status, printed.out + printed.err
 
@@ -136,10 +152,11 @@ def test_pictures_say_how_they_were_made(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("noise", ["const", "random", "none"])
-def test_latents_give_the_pictures_again(shell: Shell, noise: str) -> None:
+def test_latents_give_the_pictures_again(shell: Shell, models: Path, noise: str) -> None:
     assert shell("seeds=2", "output=out", "truncation=0.5", f"noise={noise}", "grid=false")[0] == 0
     latent = load_latent("out/latents/seed0002.safetensors")
-    assert (latent.name, latent.generator, latent.settings["truncation"]) == ("seed 2", "tiny", 0.5)
+    assert (latent.name, latent.settings["truncation"]) == ("seed 2", 0.5)
+    assert latent.generator == str(models / "tiny")
     image = latent.render(tiny())  # which refuses latents of other generators
     assert near(np.asarray(to_picture(image[0])), pixels("out/images/seed0002.png"))
 
@@ -319,6 +336,30 @@ def test_what_nobody_can_draw(given: dict[str, Any], says: str, conf: Path) -> N
         Request.read(options).check(sampler, Gallery(sampler, Path("out"), "tiny"))
     assert str(slip.value).startswith(says)
     assert "\n" not in str(slip.value)
+
+
+def test_a_generator_that_is_not_there(shell: Shell) -> None:
+    assert shell("generator=nofile.pt")[1].startswith("i2i-sample: generator=nofile.pt: no such file; ")
+    Path("my photo,1.jpg").write_bytes(b"\xff\xd8\xff" * 99)
+    status, text = shell("generator=my photo,1.jpg")
+    assert status == 1
+    assert text.startswith("i2i-sample: generator=my photo,1.jpg: ")
+    assert text.count("\n") == 1
+    assert [path.name for path in Path().iterdir()] == ["my photo,1.jpg"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not EMBEDDED.is_file(), reason="needs the embedded generator")
+def test_without_an_argument_it_is_quick() -> None:
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "i2i_lightning.commands.sample"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - began < 20
+    (folder,) = Path("outputs/sample").iterdir()
+    assert done.stdout.startswith(f"{folder}: embedded, 64 px, fingerprint ")
+    assert Image.open(folder / "grid.png").size == grid_layout(36, 128).size
 
 
 def test_mp4_without_its_package(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
