@@ -1,4 +1,7 @@
-"""``i2i-evaluate``: measure a trained generator on a split, beside what copying the input would give."""
+"""``i2i-evaluate``: measure a trained generator on a split, beside what copying the input would give.
+
+Of a generator without inputs, samples of fixed seeds are compared with the split's images as sets.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,13 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
+    from i2i_lightning.checkpoints.style.load import StyleFile
     from i2i_lightning.cli.arguments import Arguments
     from i2i_lightning.cli.record import Run
     from i2i_lightning.data.module import ImageDataModule
     from i2i_lightning.metrics.evaluation import Result
+    from i2i_lightning.metrics.samples import Generate
+    from i2i_lightning.networks.style import StyleGenerator
     from i2i_lightning.translation.translator import Translator
 
 BATCH_SIZE = 16
@@ -31,16 +37,20 @@ OF_RUN = "of_run"
 def evaluate(run: Run) -> None:
     """Measure what ``run.config`` names; write ``metrics.json`` and ``samples.png``, and print the table."""
     from i2i_lightning.checkpoints.load import open_generator
-    from i2i_lightning.cli import record
+    from i2i_lightning.checkpoints.style.load import find_style
     from i2i_lightning.metrics import evaluation
-    from i2i_lightning.metrics.better import OTHER_BETTER
-    from i2i_lightning.metrics.table import format_table
     from i2i_lightning.translation.translator import Translator, find_checkpoint
+    from i2i_lightning.types import UserError
 
     config = run.config
     _check(config)
     checkpoint = find_checkpoint(config.checkpoint or config.run)
     folder = _output(config, checkpoint)
+    style = find_style(checkpoint)
+    if style is not None:
+        facts, result = _of_samples(config, style)
+        _report(run, checkpoint, folder, facts, {"samples": result})
+        return
     device = None if config.device == "auto" else config.device
     # Images whole, as training saw them: tiles are for sizes that no data set is measured at.
     load = partial(Translator.load, checkpoint, device=device, test_mode=config.test_mode, tile_px=None)
@@ -49,6 +59,11 @@ def evaluate(run: Run) -> None:
         directions = open_generator(checkpoint).directions
         translators = {direction: load(direction=direction) for direction in directions}
     data = data_for(config.data, config.split)
+    if data.one_sided:
+        raise UserError(
+            f"data: {checkpoint} translates, and this data has images of one side alone; take data=paired or "
+            "data=unpaired"
+        )
     train_data = cache(lambda: data_for(config.data, "train"))
 
     found: dict[str, evaluation.Result] = {}
@@ -69,9 +84,92 @@ def evaluate(run: Run) -> None:
             train_data=None if config.split == "train" else train_data,
             back=None if other is None or other is translator else _seeded(other),
         )
+    _report(run, checkpoint, folder, {"test_mode": translator.test_mode}, found)
+
+
+def _of_samples(config: DictConfig, style: StyleFile) -> tuple[dict[str, Any], Result]:
+    """Return facts about a generator without inputs, and its samples measured as a set."""
+    from i2i_lightning.metrics.samples import evaluate_samples
+    from i2i_lightning.translation.translator import find_device
+    from i2i_lightning.types import UserError
+
+    for key in ("direction", "palette", "test_mode"):
+        if config[key] is not None:
+            raise UserError(f"{key}={config[key]}: {style.where} makes images from noise; leave {key} out")
+    generator, known = style.generator()
+    data = data_for(config.data, config.split)
+    if not data.one_sided:
+        raise UserError(
+            f"data: {style.where} makes images from noise; give one set of images to compare with: "
+            "data=images data.root=... or data=toyfaces_images"
+        )
+    size_px = (generator.size_px, generator.size_px)
+    for key, here, there in (
+        ("crop_px", data.size_px, size_px),
+        ("label_dim", data.label_dim, generator.label_dim),
+        ("channels", data.in_channels, generator.channels),
+    ):
+        if here != there:
+            raise UserError(f"data.{key}: {style.where} has {there}, the data {here}")
+    device = find_device(config.device)
+    result = evaluate_samples(
+        _samples_of(generator.to(device)),
+        data,
+        config.split,
+        names=config.metrics,
+        seeds=list(config.seeds),
+        max_images=config.max_images,
+        weights=config.weights,
+        device=device,
+        subset_seed=config.seed,
+        train_data=None if config.split == "train" else partial(data_for, config.data, "train"),
+    )
+    facts = {"generator": known.words, "averaged": known.averaged, "truncation": 1.0, "noise": "random"}
+    return facts, result
+
+
+def _samples_of(generator: StyleGenerator) -> Generate:
+    """Return ``generator`` as an evaluation calls it: z and noise maps are functions of seed and name."""
+    import torch
+
+    from i2i_lightning.translation.modes import image_seed
+
+    device = generator.w_avg.device
+
+    @torch.no_grad()
+    def generate(names: Sequence[str], label: Tensor | None, seed: int) -> Tensor:
+        sources = [torch.Generator().manual_seed(image_seed(seed, name)) for name in names]
+        z = torch.stack([torch.randn(generator.z_dim, generator=source) for source in sources])
+        noise = [
+            torch.stack([torch.randn(1, *shape, generator=source) for source in sources]).to(device)
+            for shape in generator.noise_shapes
+        ]
+        labels = None if label is None else label.to(device)
+        return generator(z.to(device), labels, noise=noise)  # type: ignore[no-any-return]
+
+    return generate
+
+
+def _report(
+    run: Run, checkpoint: Path, folder: Path, facts: Mapping[str, Any], found: Mapping[str, Result]
+) -> None:
+    """Write what was found, and print the table.
+
+    Args:
+        run: What was asked for.
+        checkpoint: What was evaluated.
+        folder: Where to write.
+        facts: What else is to be known of the generator.
+        found: By direction, or under ``samples``: the results.
+    """
+    from i2i_lightning.cli import record
+    from i2i_lightning.metrics.better import OTHER_BETTER
+    from i2i_lightning.metrics.table import format_table
+
+    config = run.config
     report = {
         "checkpoint": str(checkpoint),
-        "test_mode": translator.test_mode,
+        **facts,
         "seeds": list(config.seeds),
         "data": _described(config.data),
         "split": config.split,
@@ -89,7 +187,7 @@ def evaluate(run: Run) -> None:
 
 def _write(folder: Path, report: dict[str, Any], found: Mapping[str, Result]) -> None:
     """Write ``metrics.json``, and the samples of each direction."""
-    from i2i_lightning.callbacks.previews import draw_grid
+    from i2i_lightning.callbacks.previews import draw_grid, draw_sheet
     from i2i_lightning.checkpoints.io import write_beside
     from i2i_lightning.metrics.table import without_nan
 
@@ -101,7 +199,8 @@ def _write(folder: Path, report: dict[str, Any], found: Mapping[str, Result]) ->
     write_beside(folder / "metrics.json", write_text)
     for direction, result in found.items():
         name = "samples.png" if len(found) == 1 else f"samples_{direction}.png"
-        write_beside(folder / name, partial(draw_grid(result.samples).save, format="PNG"))
+        draw = draw_grid if "input" in result.samples[0] else draw_sheet
+        write_beside(folder / name, partial(draw(result.samples).save, format="PNG"))
 
 
 def _seeded(translator: Translator) -> Callable[[Tensor, Sequence[str], int], Tensor]:
