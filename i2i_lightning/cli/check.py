@@ -290,4 +290,10 @@ def argument_doc(target: Callable[..., Any], name: str) -> str:
 
 def _reason(error: BaseException) -> str:
     """Return the first line of what went wrong, without OmegaConf's words around it."""
-    return re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).strip().splitlines()[0])
+    first = str(error).strip().splitlines()[0]
+    if re.search(r"Interpolation key 'data\.(in|out)_channels' not found", first):
+        return (
+            "this data has images of one side alone, and nothing to translate from; take data=paired or "
+            "data=unpaired, or method=stylegan2"
+        )
+    return re.sub(r"^\w+ raised while resolving interpolation: ", "", first)
