@@ -5,8 +5,9 @@ launch and writes a line for each. ``python -m benchmarks.strategies --write`` p
 docs/strategies.md. The tests do the first and compare the second.
 
 Each cell composes the command's own config, shrunk to small networks and pictures of 32 px, and builds what
-it names as ``i2i-train`` does. It passes if every loss was finite, every player's weights moved, and all
-processes ended with the same weights.
+it names as ``i2i-train`` does, or ``i2i-invert``. It passes if every loss was finite, every player's weights
+moved, and all processes ended with the same weights. In an inversion each process has its own images: latents
+and noise maps must have moved, and the generator must not.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from i2i_lightning import config
 from i2i_lightning.cli.app import quiet_others
 from i2i_lightning.cli.folders import conf_dir, group_options
 from i2i_lightning.commands.fitting import build_trainer, entries
+from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
 from i2i_lightning.strategies.cluster import cluster_environment
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "strategies.md"
@@ -47,7 +49,10 @@ PROCESSES = {
 }
 """How the strategies of several processes run on a machine without GPUs."""
 UNSUPPORTED = {("mps", "fp16"), ("mps", "fp64")}
-"""What is refused with a message."""
+"""Strategies and number formats that are refused with a message."""
+INVERSION = "w_plus_inversion"
+UNSUITABLE = {("fp16", INVERSION)}
+"""Number formats and methods that are."""
 
 FEW: dict[str, dict[str, Any]] = {
     "data": {
@@ -78,6 +83,13 @@ SMALL = [
     "trainer.log_every_n_steps=1",
     "trainer.enable_progress_bar=false",
 ]
+SMALL_INVERSION = [
+    "data.num_faces=4",
+    "loss.perceptual.name=substitute",
+    "method.start.kind=mean",  # what moves is told from where it began
+    "method.stages.w_plus.steps=2",
+    "method.stages.noise.steps=2",
+]
 
 
 @dataclass(frozen=True)
@@ -89,9 +101,19 @@ class Cell:
     method: str
 
     @property
+    def root(self) -> str:
+        """The root config of the command that runs the method."""
+        return "invert" if self.method == INVERSION else "train"
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the command stops with a message."""
+        return (self.strategy, self.precision) in UNSUPPORTED or (self.precision, self.method) in UNSUITABLE
+
+    @property
     def text(self) -> str:
         """What the table says of it."""
-        if (self.strategy, self.precision) in UNSUPPORTED:
+        if self.is_refused:
             return "refused"
         needs = HARDWARE.get(self.strategy)
         return "run by a test" if needs is None else f"not run: needs {needs}"
@@ -153,10 +175,13 @@ class Probe(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the weights with their beginning, and with those of the other processes."""
         after = weight_hashes(pl_module)
+        moved = [name for name, digest in after.items() if digest != self._before[name]]
+        inverts = self.cell.method == INVERSION
         mine = {
             "batches": self._batches,
             "finite": self._is_finite,
-            "unmoved": [name for name, digest in after.items() if digest == self._before[name]],
+            "unmoved": unmoved_latents(pl_module) if inverts else sorted(after.keys() - set(moved)),
+            "touched": moved if inverts else [],
             "weights": after,
         }
         everyone: list[Any] = [mine]
@@ -170,6 +195,7 @@ class Probe(Callback):
             "batches": sum(one["batches"] for one in everyone),
             "finite": all(one["finite"] for one in everyone),
             "unmoved": sorted({name for one in everyone for name in one["unmoved"]}),
+            "touched": sorted({name for one in everyone for name in one["touched"]}),
             "equal": all(one["weights"] == mine["weights"] for one in everyone),
             "precision_of_lightning": trainer.precision,
         }
@@ -178,8 +204,10 @@ class Probe(Callback):
 
 
 def weight_hashes(pl_module: LightningModule) -> dict[str, str]:
-    """Return a digest of each player's parameters, to the bit."""
+    """Return a digest of each player's parameters, to the bit; of an inversion that of its generator."""
     players: dict[str, list[torch.nn.Module]] = pl_module.players  # type: ignore[assignment]
+    if hasattr(pl_module, "search"):
+        players = {"generator": [pl_module.generator]}  # type: ignore[list-item]
     digests = {}
     for name, networks in players.items():
         digest = hashlib.sha256()
@@ -187,6 +215,16 @@ def weight_hashes(pl_module: LightningModule) -> dict[str, str]:
             digest.update(parameter.detach().cpu().numpy().tobytes())
         digests[name] = digest.hexdigest()
     return digests
+
+
+def unmoved_latents(pl_module: LightningModule) -> list[str]:
+    """Return what an inversion has left where it began, at the mean latent and the generator's noise maps."""
+    generator: Any = pl_module.generator
+    found = pl_module.embedding()  # type: ignore[operator]
+    starts = {"w_plus": generator.w_avg.expand_as(found.w_plus[0])}
+    starts |= {f"noise {index}": map_[0] for index, map_ in enumerate(generator.noise_maps())}
+    ends = {"w_plus": found.w_plus, **{f"noise {index}": map_ for index, map_ in enumerate(found.noise)}}
+    return [name for name, start in starts.items() if any(torch.equal(end, start) for end in ends[name])]
 
 
 @contextmanager
@@ -207,7 +245,8 @@ def run(cell: Cell, folder: Path, results: Path, extra: Sequence[str] = ()) -> N
         extra: Further overrides.
     """
     choice = [f"trainer={cell.strategy}", f"precision={cell.precision}", f"method={cell.method}"]
-    whole = compose("train", overrides=choice)
+    small = [*SMALL, *(SMALL_INVERSION if cell.method == INVERSION else [])]
+    whole = compose(cell.root, overrides=choice)
     sizes = [
         f"{group}.{key}={'null' if few is None else few}"
         for group, keys in FEW.items()
@@ -217,14 +256,30 @@ def run(cell: Cell, folder: Path, results: Path, extra: Sequence[str] = ()) -> N
     # From the usual 65536, fp16 leaves out more steps than these until it has found its scale.
     scale = ["precision.init_scale=64"] if cell.precision == "fp16" else []
     own = [f"logger.csv.save_dir='{folder}'", *PROCESSES.get(cell.strategy, []), *scale, *extra]
-    composed = compose("train", overrides=[*choice, *SMALL, *sizes, *own])
+    composed = compose(cell.root, overrides=[*choice, *small, *sizes, *own])
     seed_everything(composed.seed, workers=True, verbose=False)
-    method = instantiate(composed.method, _convert_="all")
+    method, data = inversion_parts(composed) if cell.method == INVERSION else training_parts(composed)
     method.config = OmegaConf.to_container(composed.method, resolve=True)
     callbacks = [*entries(composed.callbacks), Probe(cell, results)]
     loggers = entries(composed.logger)
     trainer = build_trainer(composed, cluster_environment(), callbacks, loggers, folder)
-    trainer.fit(method, datamodule=instantiate(composed.data, _convert_="all"))
+    trainer.fit(method, datamodule=data)
+
+
+def training_parts(composed: DictConfig) -> tuple[Any, Any]:
+    """Return the method and the data as ``i2i-train`` builds them."""
+    return instantiate(composed.method, _convert_="all"), instantiate(composed.data, _convert_="all")
+
+
+def inversion_parts(composed: DictConfig) -> tuple[Any, Any]:
+    """Return the method and the data as ``i2i-invert`` builds them, but for a small untrained generator."""
+    generator = StyleGAN2Generator(32, 3, 8, 8, mapping_layers=1, channel_base=128, channel_max=8)
+    for name, parameter in generator.named_parameters():
+        if name.endswith("noise_strength"):
+            torch.nn.init.constant_(parameter, 0.1)  # else noise maps would have no effect
+    composed.method.generator = None
+    method = instantiate(composed.method, _partial_=True, _convert_="all")(generator=generator)
+    return method, instantiate(composed.data, size_px=32, channels=3, _convert_="all")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -240,8 +295,8 @@ def main(words: Sequence[str] | None = None) -> int:
         quiet_others()
         with tempfile.TemporaryDirectory() as folder, configs():
             for number, cell in enumerate(cells([arguments.run])):
-                if (cell.strategy, cell.precision) in UNSUPPORTED:
-                    continue  # i2i-train refuses it
+                if cell.is_refused:
+                    continue
                 run(cell, Path(folder, str(number)), arguments.results)
     return 0
 
