@@ -71,7 +71,7 @@ def _networks(method: nn.Module) -> list[str]:
 
 
 def _generators(method: nn.Module) -> Mapping[str, str]:
-    directions: Any = getattr(method, "directions", {"ab": "generator"})
+    directions: Any = getattr(method, "directions", None) or {"ab": "generator"}  # without inputs, one too
     return cast("Mapping[str, str]", directions)
 
 
