@@ -59,8 +59,8 @@ KEYS = {
         "run": "run folder: its last checkpoint, on its own data",
         "checkpoint": "instead of run: any checkpoint; outside of a run folder say data=... too",
         "split": "train, val or test",
-        "metrics": "l1, psnr, ssim, ms_ssim, lpips_alex, lpips_vgg, fid, kid, pixel_accuracy, "
-        "class_accuracy, mean_iou; null takes what fits the data",
+        "metrics": "l1, psnr, ssim, ms_ssim, lpips_alex, lpips_vgg, fid, kid, judge_distance, "
+        "pixel_accuracy, class_accuracy, mean_iou; null takes what fits the data",
         "palette": "facades, cityscapes or toyfaces: outputs are label maps in these colours",
         "seeds": "of dropout and noise; of several, mean and deviation",
         "direction": "ab or ba; null evaluates all that the checkpoint holds",
@@ -88,7 +88,7 @@ KEYS = {
     },
     "convert": {
         "checkpoint": "file, run folder, or folder of the reference project's latest_net_*.pth",
-        "output": "file; .pth, .safetensors, .onnx, .pt (TorchScript) or .ckpt says the format",
+        "output": "file; .pth, .safetensors, .onnx, .pt (TorchScript; of a StyleGAN, rosinality's) or .ckpt",
         "network": "generator or discriminator",
         "direction": "ab or ba, for a checkpoint that holds both",
         "averaged": "take the moving average of the weights where there is one",
@@ -167,6 +167,7 @@ EXAMPLES = {
             "checkpoint=~/checkpoints/horse2zebra output=horse2zebra.ckpt",
         ),
         ("a program for other languages", "checkpoint=latest_net_G.pth output=generator.onnx"),
+        ("a StyleGAN of NVIDIA's, without its code", "checkpoint=ffhq.pkl output=ffhq.safetensors"),
     ],
     "sample": [
         ("a grid of 36 toy faces, without a download", ""),

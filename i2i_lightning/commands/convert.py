@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from i2i_lightning.checkpoints.architecture import Role
     from i2i_lightning.checkpoints.contents import Contents, SavedNetwork
     from i2i_lightning.checkpoints.export import Format, Written
+    from i2i_lightning.checkpoints.style.load import StyleFile
     from i2i_lightning.cli.record import Run
 
 WORDS = {
@@ -23,6 +24,7 @@ WORDS = {
     "torchscript": "TorchScript",
     "onnx": "ONNX",
     "lightning": "a checkpoint of i2i_lightning",
+    "rosinality": "the layout of rosinality/stylegan2-pytorch",
 }
 """What each format, or source, is called in print."""
 
@@ -30,11 +32,16 @@ WORDS = {
 def convert(run: Run) -> None:
     """Convert what ``run.config`` names."""
     from i2i_lightning.checkpoints.contents import read_contents
+    from i2i_lightning.checkpoints.style.load import find_style
     from i2i_lightning.cli import record
     from i2i_lightning.translation.translator import find_checkpoint
 
     config = run.config
     output = Path(config.output).expanduser()
+    style = find_style(config.checkpoint)
+    if style is not None:
+        _convert_style(style, output, config)
+        return
     format = _format(config, output)
     checkpoint = find_checkpoint(config.checkpoint)
     contents = read_contents(checkpoint, config.dropout)
@@ -43,6 +50,58 @@ def convert(run: Run) -> None:
     for network in networks:
         print(f"  {_in_words(network, contents, config)}", flush=True)
     written = _write(networks, format, output, str(checkpoint))
+    print(f"Wrote {record.shown(output)}: {WORDS[format]}, {_size(written.bytes)}")
+    for note in written.notes:
+        print(f"  {note}")
+
+
+def _convert_style(style: StyleFile, output: Path, config: DictConfig) -> None:
+    """Convert a file with a style-based generator."""
+    from i2i_lightning.checkpoints.style.export import (
+        STYLE_SUFFIXES,
+        write_rosinality,
+        write_style_safetensors,
+    )
+    from i2i_lightning.checkpoints.style.load import describe_style
+    from i2i_lightning.cli import record
+    from i2i_lightning.data.checks import check_choice
+    from i2i_lightning.networks.style import StyleGenerator
+    from i2i_lightning.types import UserError
+
+    for key in ("direction", "dropout", "test_mode"):
+        if config[key] is not None:
+            raise UserError(f"{key}={config[key]}: {style.where} holds {style.words}; leave {key} out")
+    for key, choices in (
+        ("format", tuple(STYLE_SUFFIXES.values())),
+        ("network", ("generator", "discriminator")),
+    ):
+        if config[key] is not None:
+            check_choice(key, config[key], choices)
+    _check_file(output, config, "generator.safetensors")
+    format = config.format or STYLE_SUFFIXES.get(output.suffix.lower())
+    if format is None:
+        raise UserError(
+            f"output={config.output}: its suffix tells no format that a style-based generator has; "
+            f"take one of {', '.join(STYLE_SUFFIXES)}"
+        )
+    _check_free(output, config)
+    judge = config.network == "discriminator"
+    if judge and format == "rosinality":
+        raise UserError("network=discriminator: format=rosinality holds it beside the generator")
+    _, loaded = style.discriminator() if judge else style.generator(config.averaged)
+    told = [describe_style(loaded.network), *loaded.notes]
+    if loaded.averaged:
+        told.insert(1, "moving average of the weights")
+    print(f"Read {record.shown(Path(style.where))}: {style.words}\n  {'; '.join(told)}", flush=True)
+    if format == "rosinality":
+        try:
+            discriminator = style.discriminator()[0]
+        except UserError:
+            discriminator = None  # most files have none, and the generator is what was asked for
+        assert isinstance(loaded.network, StyleGenerator)
+        written = write_rosinality(loaded.network, discriminator, output, style.where)
+    else:
+        written = write_style_safetensors(loaded, output, style.where)
     print(f"Wrote {record.shown(output)}: {WORDS[format]}, {_size(written.bytes)}")
     for note in written.notes:
         print(f"  {note}")
@@ -58,6 +117,8 @@ def _format(config: DictConfig, output: Path) -> Format:
     from i2i_lightning.data.checks import check_choice
     from i2i_lightning.types import UserError
 
+    if config.format == "rosinality":
+        raise UserError(f"format=rosinality: {config.checkpoint} holds no style-based generator")
     for key, choices in (
         ("format", tuple(dict.fromkeys(SUFFIXES.values()))),
         ("network", ("generator", "discriminator")),
@@ -66,19 +127,31 @@ def _format(config: DictConfig, output: Path) -> Format:
     ):
         if config[key] is not None:
             check_choice(key, config[key], choices)
-    if output.is_dir():
-        raise UserError(
-            f"output={config.output}: a folder; give a file, such as {output / 'latest_net_G.pth'}"
-        )
+    _check_file(output, config, "latest_net_G.pth")
     format: Format | None = config.format or SUFFIXES.get(output.suffix.lower())
     if format is None:
         known = ", ".join(SUFFIXES)
         raise UserError(
             f"output={config.output}: its suffix tells no format; take one of {known}, or give format="
         )
+    _check_free(output, config)
+    return format
+
+
+def _check_file(output: Path, config: DictConfig, example: str) -> None:
+    """Raise ``UserError`` if ``output`` is a folder."""
+    from i2i_lightning.types import UserError
+
+    if output.is_dir():
+        raise UserError(f"output={config.output}: a folder; give a file, such as {output / example}")
+
+
+def _check_free(output: Path, config: DictConfig) -> None:
+    """Raise ``UserError`` if ``output`` is there and may not be replaced."""
+    from i2i_lightning.types import UserError
+
     if output.exists() and not config.overwrite:
         raise UserError(f"output={config.output}: is there already; overwrite=true replaces it")
-    return format
 
 
 def _chosen(contents: Contents, path: Path, config: DictConfig, format: str) -> list[SavedNetwork]:

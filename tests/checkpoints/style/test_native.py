@@ -1,0 +1,231 @@
+"""This project's own files, and the way from layout to layout and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from i2i_lightning.checkpoints import (
+    load_style_discriminator,
+    load_style_generator,
+    save_style_discriminator,
+    save_style_generator,
+)
+from i2i_lightning.checkpoints.style import rosinality
+from i2i_lightning.checkpoints.style.export import write_rosinality
+from i2i_lightning.checkpoints.style.load import describe_style, find_style, open_style
+from i2i_lightning.checkpoints.style.native import HEADER
+from i2i_lightning.networks.style import StyleGenerator
+from i2i_lightning.types import UserError
+from tests.checkpoints.style import peers
+from tests.checkpoints.style.test_importers import image, same
+
+
+@pytest.mark.parametrize("make", [peers.stylegan2, peers.stylegan1])
+def test_safetensors(tmp_path: Path, make: type[StyleGenerator]) -> None:
+    generator = make(16, label_dim=2)
+    path = tmp_path / "g.safetensors"
+    save_style_generator(path, generator, {"command": "i2i-train method=stylegan2", "kimg": 25.0})
+    found = open_style(path)
+    loaded, known = found.generator()
+    same(loaded, generator)
+    assert loaded.config == generator.config
+    assert loaded.fingerprint() == generator.fingerprint()
+    assert known.provenance == {"command": "i2i-train method=stylegan2", "kimg": 25.0}
+    with safe_open(str(path), "pt") as file:
+        header = json.loads(file.metadata()[HEADER])
+    assert header["config"] == generator.config
+    first = path.read_bytes()
+    save_style_generator(path, generator, {"command": "i2i-train method=stylegan2", "kimg": 25.0})
+    assert path.read_bytes() == first
+
+
+def test_safetensors_of_a_discriminator(tmp_path: Path) -> None:
+    judge = peers.discriminator(label_dim=2, mapping_layers=1, architecture="orig")
+    path = tmp_path / "d.safetensors"
+    save_style_discriminator(path, judge)
+    loaded = load_style_discriminator(path)
+    same(loaded, judge)
+    # The label's mapping has a buffer that no file holds.
+    assert not any(buffer.is_meta for buffer in loaded.buffers())
+    with pytest.raises(UserError, match=r"holds a discriminator, and no generator$"):
+        load_style_generator(path)
+
+
+def node(target: str, **arguments: object) -> dict[str, object]:
+    return {"_target_": f"i2i_lightning.networks.stylegan2.{target}", **arguments}
+
+
+def checkpoint(path: Path, averaged: bool = True) -> list[StyleGenerator]:
+    """Write a checkpoint of ``method=stylegan2``, and return its averaged and its last generator."""
+    average, last, judge = peers.stylegan2(), peers.stylegan2(), peers.discriminator()
+    peers.fill(last, 9)
+    networks = {"generator": last, "discriminator": judge}
+    if averaged:
+        networks["averages.generator"] = average
+    state = {f"{name}.{key}": v for name, net in networks.items() for key, v in net.state_dict().items()}
+    config = {
+        "generator": node("generator.StyleGAN2Generator", **average.arguments),
+        "discriminator": node("discriminator.StyleGAN2Discriminator", **judge.arguments),
+        "truncation": 0.7,
+    }
+    held = {"state_dict": state | {"path_length_mean": torch.zeros([])}, "method_config": config, "epoch": 3}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(held, path)
+    return [average, last]
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.pt"])
+def test_checkpoint(tmp_path: Path, name: str) -> None:
+    average, last = checkpoint(tmp_path / name)
+    same(load_style_generator(tmp_path / name), average)
+    same(load_style_generator(tmp_path / name, averaged=False), last)
+    same(load_style_discriminator(tmp_path / name), peers.discriminator())
+    assert open_style(tmp_path / name).generator()[1].averaged
+
+
+def test_checkpoint_without_average(tmp_path: Path) -> None:
+    _, last = checkpoint(tmp_path / "last.ckpt", averaged=False)
+    same(load_style_generator(tmp_path / "last.ckpt"), last)
+
+
+def test_run_folder(tmp_path: Path) -> None:
+    average, _ = checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    same(load_style_generator(tmp_path / "run"), average)
+
+
+def test_embedded() -> None:
+    generator = load_style_generator("embedded")
+    assert generator.size_px == 32
+    assert describe_style(generator).startswith("StyleGAN2 generator, 32 px, 3 channels (z_dim=128")
+    same(load_style_generator(), generator)
+
+
+def test_names_are_not_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("I2I_WEIGHTS_DIR", str(tmp_path))
+    with pytest.raises(UserError, match="i2i-weights"):
+        load_style_generator("ffhq")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"version": 2}, "version 2"),
+        ({"config": None}, "header is damaged"),
+        ({"config": {"architecture": "stylegan9"}}, "architecture=stylegan9"),
+        ({"config": {"architecture": "stylegan2", "size_px": 1 << 40}}, "size_px="),
+        (
+            {"config": {"architecture": "stylegan2", "size_px": 16, "mapping_layers": 10**6}},
+            "mapping_layers=",
+        ),
+        ({"config": {"architecture": "stylegan2", "size_px": 16, "shoes": 2}}, "shoes"),
+        ({"config": {"architecture": "stylegan2", "size_px": 16, "z_dim": [[1]]}}, "a list for z_dim"),
+        (
+            {
+                "config": {
+                    "architecture": "stylegan2",
+                    "size_px": 16,
+                    "z_dim": 12,
+                    "w_dim": 12,
+                    "mapping_layers": 3,
+                }
+            },
+            "the network wants",
+        ),
+        ({"config": {"architecture": "stylegan2", "size_px": 17}}, "power of two"),
+    ],
+)
+def test_a_forged_header(tmp_path: Path, change: dict[str, object], told: str) -> None:
+    generator = peers.stylegan2()
+    header = {"version": 1, "role": "generator", "config": generator.config} | change
+    path = tmp_path / "g.safetensors"
+    save_file(generator.state_dict(), path, {HEADER: json.dumps(header)})
+    with pytest.raises(UserError) as caught:
+        load_style_generator(path)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_find_leaves_other_files_to_others(tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(b"nonsense")
+    assert find_style(tmp_path / "x.pth") is None
+    (tmp_path / "x.pkl").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="no pickle"):
+        find_style(tmp_path / "x.pkl")
+
+
+# -------------------- from layout to layout
+
+
+@pytest.mark.parametrize("label_dim", [0, 3])
+@pytest.mark.parametrize("size_px", [32, 64, 128, 256, 512, 1024])
+def test_there_and_back(tmp_path: Path, size_px: int, label_dim: int) -> None:
+    """NVIDIA's file, rosinality's, NVIDIA's again: no key is missed, no bit of a weight or image changes."""
+    base = max(64, 2 * size_px)
+    generator = peers.stylegan2(size_px, channel_base=base, channel_max=4, label_dim=label_dim)
+    judge = peers.discriminator(size_px, channel_base=base, channel_max=4, label_dim=label_dim)
+    pickled = peers.write_nvidia(tmp_path / "g.pkl", generator, judge)
+    loaded = load_style_generator(pickled)
+    same(loaded, generator)
+    expected = image(generator)
+    converted = tmp_path / "g.pt"
+    if label_dim:
+        assert torch.equal(image(loaded), expected)
+        with pytest.raises(UserError, match=f"no labels \\(label_dim={label_dim}\\)"):
+            write_rosinality(loaded, None, converted, "g.pkl")
+        return
+    written = write_rosinality(loaded, load_style_discriminator(pickled), converted, "g.pkl")
+    assert any("table of channels" in note for note in written.notes)
+    held = torch.load(converted, weights_only=True)
+    theirs = peers.RosinalityGenerator(size_px, 12, 3, peers.widths(size_px, base, 4))
+    theirs.load_state_dict(held["g_ema"], strict=True)
+    assert list(held["g_ema"]) == list(theirs.state_dict())
+    judge_there = peers.RosinalityDiscriminator(size_px, peers.widths(size_px, base, 4))
+    judge_there.load_state_dict(held["d"], strict=True)
+    assert list(held["d"]) == list(judge_there.state_dict())
+    back = load_style_generator(converted)
+    same(back, generator)
+    assert torch.equal(image(back), expected)
+    same(load_style_discriminator(converted), judge)
+    again = peers.write_nvidia(tmp_path / "h.pkl", back, judge)  # type: ignore[arg-type]
+    same(load_style_generator(again), generator)
+
+
+@pytest.mark.parametrize(("base", "multiplier"), [(16384, 1), (32768, 2)])
+def test_published_channels(tmp_path: Path, base: int, multiplier: int) -> None:
+    generator = peers.stylegan2(64, channel_base=base, channel_max=512)
+    _, notes = rosinality.layout(generator, None, "x")
+    assert notes == [f"loads there with size=64 channel_multiplier={multiplier}"]
+
+
+def test_layout_keeps_the_mapping_at_another_rate(tmp_path: Path) -> None:
+    """The layout has 0.01 for everyone: weights are scaled, and the function stays."""
+    generator = peers.stylegan2(lr_multiplier=0.1)
+    with torch.no_grad():
+        for name, value in generator.named_parameters():
+            if name.startswith("mapping"):
+                value.div_(10)
+    write_rosinality(generator, None, tmp_path / "g.pt", "x")
+    torch.testing.assert_close(image(load_style_generator(tmp_path / "g.pt")), image(generator))
+
+
+def test_layout_tells_of_the_clamp() -> None:
+    _, notes = rosinality.layout(peers.stylegan2(conv_clamp=256.0), None, "x")
+    assert notes[-1] == "that project does not clamp activations to 256, as this network does"
+
+
+@pytest.mark.parametrize(
+    ("generator", "told"),
+    [
+        (lambda: peers.stylegan1(), "no generator but StyleGAN2's"),
+        (lambda: peers.stylegan2(z_dim=8), "no z and w of two lengths"),
+    ],
+)
+def test_layout_refuses_what_it_has_not(generator: type[StyleGenerator], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        rosinality.layout(generator(), None, "x")

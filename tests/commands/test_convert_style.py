@@ -1,0 +1,89 @@
+"""``i2i-convert`` on files with a style-based generator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from i2i_lightning.checkpoints import load_style_discriminator, load_style_generator
+from i2i_lightning.checkpoints.style.load import open_style
+from i2i_lightning.commands.convert import APP
+from tests.checkpoints.style import peers
+
+
+def test_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = peers.stylegan2(conv_clamp=256.0)
+    pickled = peers.write_nvidia(tmp_path / "network-snapshot.pkl", generator)
+    tensors, layout, again = (tmp_path / name for name in ("g.safetensors", "g.pt", "h.safetensors"))
+    assert APP.main([f"checkpoint={pickled}", f"output={tensors}"]) == 0
+    out = capsys.readouterr().out
+    assert "network-snapshot.pkl: a network pickle of NVIDIA's, for PyTorch\n  StyleGAN2 generator" in out
+    assert "; moving average of the weights" in out
+    assert "g.safetensors: safetensors, " in out
+    provenance = open_style(tensors).generator()[1].provenance
+    assert provenance is not None
+    assert provenance["made_from"] == "network-snapshot.pkl"
+    assert provenance["recognised_as"] == "a network pickle of NVIDIA's, for PyTorch"
+
+    assert APP.main([f"checkpoint={pickled}", f"output={layout}", "format=rosinality"]) == 0
+    out = capsys.readouterr().out
+    assert "g.pt: the layout of rosinality/stylegan2-pytorch" in out
+    assert "with the discriminator" in out
+    assert set(torch.load(layout, weights_only=True)) == {"g_ema", "latent_avg", "d"}
+    assert APP.main([f"checkpoint={layout}", f"output={again}"]) == 0
+    assert "a checkpoint of rosinality/stylegan2-pytorch" in capsys.readouterr().out
+    state = load_style_generator(again).state_dict()
+    assert all(torch.equal(state[name], value) for name, value in generator.state_dict().items())
+
+
+def test_last_weights_and_discriminator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = peers.stylegan2()
+    peers.fill(last, 4)
+    pickled = peers.write_nvidia(tmp_path / "g.pkl", peers.stylegan2(), last=last)
+    output = tmp_path / "g.safetensors"
+    assert APP.main([f"checkpoint={pickled}", f"output={output}", "averaged=false"]) == 0
+    assert "moving average" not in capsys.readouterr().out
+    assert load_style_generator(output).fingerprint() == last.fingerprint()
+    judge = tmp_path / "d.safetensors"
+    assert APP.main([f"checkpoint={pickled}", f"output={judge}", "network=discriminator"]) == 0
+    assert load_style_discriminator(judge).size_px == 16
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["output=g.onnx"], "tells no format that a style-based generator has"),
+        (["output=g.safetensors", "format=onnx"], "format=onnx"),
+        (["output=g.safetensors", "direction=ab"], "leave direction out"),
+        (["output=g.pt", "network=discriminator"], "beside the generator"),
+        (["output=."], "a folder"),
+    ],
+)
+def test_slips(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    peers.write_nvidia(tmp_path / "g.pkl", peers.stylegan2())
+    assert APP.main(["checkpoint=g.pkl", *words]) != 0
+    assert told in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["g.pkl"]
+
+
+def test_a_hostile_pickle_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "g.pkl").write_bytes(b"\x80\x04cos\nsystem\n\x8c\x04true\x85R.")
+    assert APP.main([f"checkpoint={tmp_path / 'g.pkl'}", f"output={tmp_path / 'g.safetensors'}"]) != 0
+    err = capsys.readouterr().err.strip()
+    assert err == f"i2i-convert: {tmp_path / 'g.pkl'}: refused: it names os.system; nothing of it was run"
+
+
+def test_format_rosinality_wants_a_style(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"model.1.weight": torch.ones(2)}, tmp_path / "x.pth")
+    words = [f"checkpoint={tmp_path / 'x.pth'}", f"output={tmp_path / 'g.pt'}", "format=rosinality"]
+    assert APP.main(words) != 0
+    assert "holds no style-based generator" in capsys.readouterr().err
