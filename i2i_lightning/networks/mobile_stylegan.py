@@ -113,11 +113,14 @@ class MobileLayer(nn.Module):
         x = self.affine(x, w)
         if self.depthwise is not None:
             x = F.conv2d(x, self.depthwise.to(x.dtype), padding=1, groups=x.shape[1])
-        x = F.conv2d(x, self.weight.to(x.dtype), padding=self.weight.shape[-1] // 2)
+        # At full size a layer is as much about memory as about products: the bias comes with the convolution,
+        # and the activation takes the place of its input, which no gradient needs.
+        bias = self.bias.to(x.dtype)
+        x = F.conv2d(x, self.weight.to(x.dtype), bias, padding=self.weight.shape[-1] // 2)
         noise = noise_of(source, self.noise_const, len(x))
         if noise is not None:
             x = x + (noise * self.noise_strength).to(x.dtype)
-        return F.leaky_relu(x + self.bias.to(x.dtype)[:, None, None], SLOPE)
+        return F.leaky_relu_(x, SLOPE)
 
 
 class FirstBlock(nn.Module):
