@@ -2,7 +2,7 @@
 
     python -m benchmarks.style_generator curve RUN --epochs 1 4 28 --output curve.json
     python -m benchmarks.style_generator ship RUN GENERATOR.safetensors --curve curve.json
-    python -m benchmarks.style_generator samples GENERATOR.safetensors samples.png
+    python -m benchmarks.style_generator samples embedded docs/stylegan2_toy.png
 
 RUN is a run folder of ``i2i-train experiment=stylegan2_toy``. Distances are those of the judge's features
 (metrics/judge_distance.py) between as many samples as unseen faces, photos of the test split.
@@ -105,7 +105,7 @@ def main() -> None:
     two.add_argument("--epoch", type=int, required=True)
     two.add_argument("--curve", type=Path, required=True)
     three = commands.add_parser("samples")
-    three.add_argument("generator", type=Path)
+    three.add_argument("generator", help="a file, or embedded")
     three.add_argument("output", type=Path)
     options = parser.parse_args()
     if options.command == "curve":
