@@ -39,9 +39,8 @@ from i2i_lightning.networks.style import StyleGenerator
 
 PARTS = ("spaces", "starts", "noise", "joint", "presets", "batch")
 METRICS = ("psnr", "psnr_latent", "ssim", "perceptual", "lpips", "objective", "distance")
-"""Of every image. ``psnr_latent`` is that of the latent alone, with the generator's own noise maps: the part of
-the picture that an edit of the latent can reach. The objective is that of the common loss, whatever a row was
-searched with."""
+"""Of every image. ``psnr_latent`` is that of the latent alone, with the generator's own noise maps: what an
+edit of the latent can reach. The objective is that of the common loss, whatever a row's was."""
 PRESETS = (
     "gan_inversion_z",
     "stylegan2_projector",
@@ -74,6 +73,7 @@ class Bench:
         preset_steps: The most steps of a preset's stage, before ``steps_scale``.
         preset_images: Images of a preset.
         steps_scale: What steps of presets are multiplied by.
+        presets: Those that are measured.
     """
 
     generator: StyleGenerator
@@ -85,6 +85,7 @@ class Bench:
     preset_steps: int
     preset_images: int
     steps_scale: float
+    presets: Sequence[str] = PRESETS
 
     def latents(self, space: str, steps: int | None = None) -> Stage:
         """Return a stage that moves the latent in ``space``."""
@@ -197,7 +198,7 @@ def joint(bench: Bench) -> dict[str, Any]:
 def presets(bench: Bench) -> dict[str, Any]:
     """Every preset as its file has it, but for the number of steps."""
     rows = {}
-    for name in PRESETS:
+    for name in bench.presets:
         stages, loss, start = preset(name)
         cut = {
             key: replace(stage, steps=max(1, round(bench.steps_scale * min(bench.preset_steps, stage.steps))))
@@ -316,7 +317,8 @@ CLAIMS = (
 def table(result: Mapping[str, Any]) -> str:
     """Return the rows and the verdicts as Markdown."""
     lines = [
-        "| part | row | PSNR, dB | of the latent alone | SSIM | perceptual | LPIPS | objective | from the mean | s per image |",
+        "| part | row | PSNR, dB | of the latent alone | SSIM | perceptual | LPIPS | objective "
+        "| from the mean | s per image |",
         f"|{' --- |' * 10}",
     ]
     for part, rows in result["parts"].items():
@@ -381,6 +383,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--preset-steps", type=int, default=300, help="the most of a preset's stage")
     parser.add_argument("--preset-images", type=int, default=8)
     parser.add_argument("--steps-scale", type=float, default=1.0, help="of presets, after that cut")
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=PRESETS, help="others are kept")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", type=Path, help="also what parts not measured now are taken from")
     options = parser.parse_args(words)
@@ -397,6 +400,7 @@ def main(words: Sequence[str] | None = None) -> None:
         options.preset_steps,
         min(options.preset_images, options.number),
         options.steps_scale,
+        options.presets,
     )
     setting = {
         "generator": options.generator,
@@ -426,7 +430,8 @@ def main(words: Sequence[str] | None = None) -> None:
             print(f"{options.json}: of another setting, begun anew", flush=True)
     result["noise_strengths"] = strengths(generator)
     for part in options.only:
-        before[part] = MEASURED[part](bench)
+        rows = {**before.get(part, {}), **MEASURED[part](bench)}
+        before[part] = {name: rows[name] for name in (PRESETS if part == "presets" else rows) if name in rows}
         result["parts"] = ordered(before)
         result["claims"] = [v for claim in CLAIMS if (v := claim.judged(before)) is not None]
         if options.json is not None:
