@@ -66,6 +66,14 @@ class RunConfig:
 
 
 @dataclass
+class InvertConfig(RunConfig):
+    """Root keys of ``i2i-invert``: those of a run, and what is to be embedded."""
+
+    images: Any = None
+    """File, folder or quoted pattern of the images, or a list of these; null takes toy faces."""
+
+
+@dataclass
 class TranslateConfig:
     """Root keys of ``i2i-translate``."""
 
@@ -247,12 +255,68 @@ class SampleConfig:
     """Show the traceback of every error."""
 
 
+@dataclass
+class EditVideoConfig:
+    """The animation of ``i2i-edit``."""
+
+    frames: int = 24
+    """Images from one latent, or end of a strip, to the next; 0 writes no animation."""
+    fps: float = 24.0
+    """Images per second."""
+    loop: bool = True
+    """There and back, again and again."""
+    format: str = "webp"
+    """webp, gif or mp4."""
+
+
+@dataclass
+class EditConfig:
+    """Root keys of ``i2i-edit``."""
+
+    operation: Any = None
+    """What is done."""
+    generator: GeneratorFile = field(default_factory=GeneratorFile)
+    """What draws; the command line names it ``generator=...``."""
+    latents: Any = None
+    """Latent files, or a run folder of ``i2i-invert``."""
+    seeds: Any = None
+    """Seeds instead of latents: 0,1 or 0-3."""
+    truncation: float = 1.0
+    """psi of the truncation trick, for seeds."""
+    label: Optional[int] = None  # noqa: UP045
+    """Class of seeds and of searches, for a conditional generator."""
+    convert: str = "none"
+    """none, or match to convert 8-bit pictures to the generator's grey or RGB."""
+    align: bool = False
+    """Crop pictures around their face as FFHQ does, and paste the result back."""
+    seed: int = 0
+    """Seed of searches."""
+    loss: Any = None
+    """Objective of operations that search."""
+    effort: Any = None
+    """How long and how fast they do."""
+    video: EditVideoConfig = field(default_factory=EditVideoConfig)
+    """How a latent's way is animated."""
+    tile_px: Optional[int] = None  # noqa: UP045
+    """Side of a picture in strips, grids and videos."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    output: Optional[str] = None  # noqa: UP045
+    """Folder to write into; null takes outputs/edit/<time>."""
+    overwrite: bool = False
+    """Write into a folder that holds files already."""
+    debug: bool = False
+    """Show the traceback of every error."""
+
+
 SCHEMAS: dict[str, type[Any]] = {
     "train": RunConfig,
+    "invert": InvertConfig,
     "evaluate": EvaluateConfig,
     "translate": TranslateConfig,
     "convert": ConvertConfig,
     "sample": SampleConfig,
+    "edit": EditConfig,
 }
 """The root keys of each command, by the name of its root config."""
 

@@ -18,6 +18,8 @@ WIDTH = 100
 GROUPS = {
     "experiment": "complete settings",
     "method": "what is trained; brings its own networks, loss and optimiser",
+    "operation": "what is done",
+    "preset": "how images are searched for",
     "data": "where images come from",
     "generator": "network that translates",
     "discriminator": "network that judges",
@@ -33,6 +35,12 @@ GROUPS = {
     "variant": "one variant of an ablation",
 }
 """The groups in reading order; a folder that is not listed here comes at the end."""
+
+FIXED = {"invert": ("callbacks", "data", "loss", "method")}
+"""Groups of a command of which one option alone makes sense, so that its page leaves them out."""
+
+DESCRIBED = {"experiment": "Experiments:", "preset": "Presets:"}
+"""Groups whose options have a line each, and its heading."""
 
 KEYS = {
     "train": {
@@ -121,8 +129,47 @@ KEYS = {
         "output": "folder; outputs/sample/<time> where nothing is said",
         "overwrite": "write into a folder that holds files already",
     },
+    "invert": {
+        "images": "file, folder, quoted pattern, or [a.png,b.png]; null: four unseen toy faces",
+        "generator": "file, run folder, embedded (ToyFaces, 32 px) or ffhq",
+        "data.batch_size": "images searched for together, on each device",
+        "data.fit": "crop takes the middle of images that are not square",
+        "data.convert": "match converts 8-bit files to the generator's grey or RGB",
+        "data.limit": "the first so many images alone",
+        "method.stages.w_plus.steps": "of the preset's stage w_plus; its other settings likewise",
+        "method.stages.noise": "null leaves that stage out",
+        "method.start.kind": "mean, random, mapped, best, previous",
+        "loss.lambda_mse": "weight of the pixels; each preset has its own",
+        "loss.lambda_perceptual": "weight of the features; each preset has its own",
+        "loss.perceptual.name": "auto takes a named substitute where weights are not at hand",
+        "callbacks.results.video": "true writes the search of each image as an animation",
+        "callbacks.results.snapshots": "pictures of a strip between target and result",
+        "callbacks.checkpoints.every_n_batches": "a chunk stopped on its way goes on from the last of them",
+        "seed": "of random starts and noise, together with each image's name",
+        "name": "folder under outputs/",
+        "resume": "go on where a run stopped: its folder, or auto",
+    },
+    "edit": {
+        "generator": "file, run folder, embedded (ToyFaces, 32 px) or ffhq",
+        "latents": "latent files, [a.safetensors,b.safetensors], or a run folder of i2i-invert",
+        "seeds": "instead of latents: 0,1 or 0-3; the first ones where an operation needs latents",
+        "truncation": "psi of seeds; 0.7 is usual for pictures",
+        "label": "class, for a conditional generator",
+        "convert": "match converts 8-bit pictures to the generator's grey or RGB",
+        "align": "crop pictures around their face as FFHQ does, and paste the result back",
+        "effort.latent_steps": "steps of operations that search, on the latent",
+        "effort.noise_steps": "and on the noise maps; 0 leaves them alone",
+        "effort.blur_px": "how soft masks are",
+        "video.frames": "images from one latent to the next; 0 writes no animation",
+        "video.format": "webp, gif, or mp4 with pip install 'i2i_lightning[video]'",
+        "tile_px": "side of a picture in strips, grids and videos",
+        "device": "auto, cpu, cuda, cuda:1, mps",
+        "output": "folder; outputs/edit/<time> where nothing is said",
+        "overwrite": "write into a folder that holds files already",
+    },
 }
 
+CROSSOVER = "operation.inside=a.jpg operation.around=b.jpg operation.mask=mask.png"
 EXAMPLES = {
     "train": [
         ("the toy job: two cores, a few minutes, no download", ""),
@@ -175,6 +222,27 @@ EXAMPLES = {
         ("pose from the top, everything else from the left", "mixing.rows=0-4 mixing.columns=10-15"),
         ("a video", "generator=ffhq interpolate=0-5 truncation=0.7 video.frames=60 video.format=mp4"),
     ],
+    "invert": [
+        ("four unseen toy faces and a morph between two, without a download", ""),
+        ("photos, as Image2StyleGAN does", "images=faces generator=ffhq preset=image2stylegan"),
+        ("a pattern, on a GPU", 'images="photos/**/*.jpg" data.fit=crop generator=ffhq trainer=gpu'),
+        ("W+ alone, for longer", "method.stages.noise=null method.stages.w_plus.steps=2000"),
+        ("go on where a run stopped", "resume=outputs/invert/2025-01-31_12-00-00"),
+    ],
+    "edit": [
+        ("from one toy face to another, without a download", ""),
+        ("between photos that i2i-invert has embedded", "latents=outputs/invert/2025-01-31_12-00-00"),
+        (
+            "a published direction",
+            "operation=direction operation.file=smile.pt operation.of=ffhq generator=ffhq seeds=0-3",
+        ),
+        (
+            "a smile, as the judge of toy faces sees it",
+            "operation=direction operation.find=faces operation.attribute=smile",
+        ),
+        ("fill a hole", "operation=inpaint operation.image=face.png operation.hole=hole.png"),
+        ("a part of another face, in a whole photo", f"operation=crossover align=true {CROSSOVER}"),
+    ],
 }
 
 PURPOSE = {
@@ -183,6 +251,8 @@ PURPOSE = {
     "translate": "Put a file, a folder or a pattern of images through a trained generator.",
     "convert": "Write a trained network in another format: reference layout, safetensors, TorchScript, ONNX.",
     "sample": "Draw pictures with a style-based generator: grids, style-mixing matrices, interpolations.",
+    "invert": "Find the latents of a style-based generator that reproduce images.",
+    "edit": "Edit latents and pictures with a style-based generator: morphs, expressions, masks, directions.",
 }
 
 
@@ -208,7 +278,8 @@ def page(program: str, config_name: str, default_experiment: str | None, conf: P
     lines = [PURPOSE.get(config_name, ""), "", f"usage: {program} [group=option ...] [key=value ...] [flags]"]
     if default_experiment:
         lines += ["", f"Without an experiment, method or data it runs experiment={default_experiment}."]
-    groups = [group for group in ordered_groups(conf) if group in defaults]
+    fixed = FIXED.get(config_name, ())
+    groups = [group for group in ordered_groups(conf) if group in defaults and group not in fixed]
     if groups:
         lines += ["", "Groups, and what is taken (*) where nothing is said:"]
     for group in groups:
@@ -219,10 +290,11 @@ def page(program: str, config_name: str, default_experiment: str | None, conf: P
     lines += ["", f"Keys used most, with their defaults{note}:"]
     for key, meaning in KEYS.get(config_name, {}).items():
         lines += _entry(f"{key}={default_value(conf, config_name, defaults, key)}", meaning, column=30)
-    if experiments:
-        lines += ["", "Experiments:"]
-    for name in experiments:
-        lines += _entry(name, headline(conf, "experiment", name), column=30)
+    for group, heading in DESCRIBED.items():
+        if group in groups:
+            lines += ["", heading]
+            for name in group_options(conf, group):
+                lines += _entry(name, headline(conf, group, name), column=30)
     lines += ["", "Examples:"]
     for meaning, arguments in EXAMPLES.get(config_name, []):
         lines += [f"  # {meaning}", f"  {program} {arguments}".rstrip()]

@@ -478,12 +478,17 @@ def perceptual(
         weights_name = WEIGHTS_NAMES["alex" if network == "lpips_alex" else "vgg"]
         try:
             return perceptual(network, network, layers, lambdas, size_px, resize, normalise, folder)
-        except UserError as error:
+        except UserError:
             if at_hand(weights_name, None if folder is None else Path(folder)):
                 raise  # there is something, and it is wrong
             found = perceptual("substitute", network, layers, lambdas, size_px, resize, normalise)
-            reason = str(error).partition("\n")[0]
-            log.warning("perceptual distance: %s takes the place of %s (%s)", found.name, network, reason)
+            log.warning(
+                "perceptual distance: %s stands in for %s, whose weights are not at hand "
+                "(i2i-weights get %s)",
+                found.name.removeprefix("substitute: "),
+                network,
+                weights_name,
+            )
             return found
     built, kind = _network(name, network, layers, normalise, folder)
     summed = network != "vgg16"

@@ -72,7 +72,8 @@ class InversionLoss:
         """Return what is not what its name says."""
         if self.perceptual is None or not self.perceptual.substitute:
             return []
-        return [f"perceptual distance: {self.perceptual.protocol}; fetch the weights with i2i-weights"]
+        shown = self.perceptual.protocol.partition(" (")[0]  # the rest is in the settings
+        return [f"perceptual distance: {shown}; fetch the weights with i2i-weights"]
 
     def settings(self) -> dict[str, Any]:
         """Return weights and network as plain containers."""

@@ -1,0 +1,310 @@
+"""What an inversion leaves: for each image a latent and pictures, and of all images a table and a page."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from PIL import Image
+from torch import Tensor
+
+from i2i_lightning.callbacks.drawing import data_uri
+from i2i_lightning.checkpoints.io import write_beside
+from i2i_lightning.checkpoints.latents import Latent, load_latent, save_latent
+from i2i_lightning.losses.perceptual import LPIPS
+from i2i_lightning.metrics.image import psnr, ssim
+from i2i_lightning.sampling.pictures import to_picture, write_png
+from i2i_lightning.sampling.sheets import Layout, Sheet, tile_side
+from i2i_lightning.types import UserError
+
+log = logging.getLogger(__name__)
+
+COLUMNS = {
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "mse": "MSE",
+    "distance": "distance",
+    "steps": "steps",
+    "seconds": "seconds",
+    "memory_mb": "memory, MB",
+}
+"""Key of each figure in latent files, and its heading. ``distance`` is that from the mean latent in units of
+the deviation of w; ``seconds`` are those of the chunk over its images; ``memory`` is the device's peak."""
+
+
+class InversionResults(Callback):
+    """Write what was found for every image as soon as its chunk is through.
+
+    Under the run folder: ``latents/<name>.safetensors``, from which the picture re-renders exactly;
+    ``pictures/<name>.png``; ``strips/<name>.png``, target, stages of the search, result; and at the end
+    ``results.csv``, ``results.md``, ``results.png`` and ``index.html``, made from the files of all processes,
+    those of an interrupted run included. PSNR is over uint8 pictures, with the peak 255.
+
+    Args:
+        generator: What the generator was loaded by, for the latent files.
+        snapshots: Pictures of a strip between target and result; 0 writes no strips.
+        video: Whether to write the search of each image as an animation, ``videos/<name>.webp``.
+        frames: Frames of an animation.
+    """
+
+    def __init__(
+        self, generator: str = "", snapshots: int = 6, video: bool = False, frames: int = 48
+    ) -> None:
+        if snapshots < 0 or frames < 2:
+            raise UserError(
+                f"callbacks.results: snapshots={snapshots}, frames={frames}: give 0, and 2, or more"
+            )
+        self.generator = generator
+        self.snapshots = snapshots
+        self.video = video
+        self.frames = frames
+        self._began = 0.0
+        self._seen: list[Tensor] = []
+        self._marks: set[int] = set()
+        self._lpips: LPIPS | None = None
+        self._notes: list[str] = []
+
+    # -------------------- while a chunk is searched for
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out what can be measured."""
+        try:
+            self._lpips = LPIPS("vgg").to(pl_module.device)
+        except UserError:
+            self._notes.append("LPIPS was not measured: i2i-weights get lpips_vgg16")
+        search: Any = pl_module.search
+        self._notes += [*search.notes, *search.loss.notes()]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the clock and the pictures of a chunk."""
+        self._began = time.monotonic()
+        self._seen = []
+        steps = int(trainer.num_training_batches)
+        wanted = self.frames if self.video else self.snapshots
+        # Most happens in the beginning: marks lie closer there.
+        self._marks = {round(steps * (index / max(wanted, 1)) ** 2) for index in range(wanted)}
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep a picture of how far the images are, at a few steps."""
+        if batch_idx in self._marks and len(batch["real"]) and not pl_module.search.done:  # type: ignore[union-attr]
+            self._seen.append(pl_module.preview(batch)["output"].float().cpu())  # type: ignore[operator]
+
+    # -------------------- when it is through
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the results of the chunk."""
+        search: Any = pl_module.search
+        if search.targets is None or len(search.targets) == 0 or not search.done:
+            return  # no image is left for this process, or a signal has stopped it on the way
+        found = pl_module.embedding()  # type: ignore[operator]
+        targets = search.targets.real.float()
+        image = found.image.float().clamp(-1, 1)
+        figures = self._measure(image, targets)
+        seconds = (time.monotonic() - self._began) / len(found)
+        folder = Path(trainer.default_root_dir)
+        for index, name in enumerate(found.names):
+            metrics = {key: float(values[index]) for key, values in figures.items()}
+            metrics |= {"distance": float(found.distance[index]), "steps": int(found.steps[index])}
+            metrics |= {"seconds": seconds} | _memory(pl_module.device)
+            metrics |= {f"loss_{key}": float(values[index]) for key, values in found.terms.items()}
+            latent = Latent(
+                w_plus=found.w_plus[index].float(),
+                fingerprint=pl_module._fingerprint,  # type: ignore[arg-type]
+                name=name,
+                noise=None if found.noise is None else [map_[index : index + 1] for map_ in found.noise],
+                label=None if found.label is None else found.label[index],
+                tuned=None if found.tuned is None else found.tuned[index],
+                generator=self.generator,
+                settings={**found.settings, "notes": found.notes},
+                metrics=metrics,
+            )
+            save_latent(folder / "latents" / f"{name}.safetensors", latent)
+            notes = {"latent": f"latents/{name}.safetensors"}
+            write_png(folder / "pictures" / f"{name}.png", to_picture(found.image[index].cpu()), notes)
+            write_png(folder / "targets" / f"{name}.png", to_picture(targets[index].cpu()), {})
+            if self.snapshots:
+                strip = self._strip(targets[index], index, found.image[index])
+                write_png(folder / "strips" / f"{name}.png", strip, notes)
+            if self.video:
+                self._animate(folder / "videos" / f"{name}.webp", index, found.image[index])
+
+    def _measure(self, image: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return the figures of pictures as they are saved, 8 bits deep, (N,) each."""
+        levels, wanted = (_levels(each) for each in (image, targets))
+        figures = {"psnr": psnr(levels, wanted), "mse": (image - targets).square().flatten(1).mean(1)}
+        if min(image.shape[-2:]) >= 11:
+            figures["ssim"] = ssim(levels, wanted)
+        if self._lpips is not None and image.shape[1] == 3 and min(image.shape[-2:]) >= 16:
+            with torch.no_grad():
+                figures["lpips"] = self._lpips(levels, wanted)
+        return figures
+
+    def _strip(self, target: Tensor, index: int, result: Tensor) -> Image.Image:
+        """Return target, pictures of the search and result side by side."""
+        every = max(1, len(self._seen) // max(self.snapshots, 1))
+        shown = [target, *(batch[index] for batch in self._seen[::every][: self.snapshots]), result]
+        side = tile_side(target.shape[-1], None)
+        sheet = Sheet(Layout(len(shown), 1, side))
+        words = ["target", *[""] * (len(shown) - 2), "found"]
+        for column, (picture, word) in enumerate(zip(shown, words, strict=True)):
+            sheet.put(column, 0, to_picture(picture.float().cpu()), word)
+        return sheet.image
+
+    def _animate(self, path: Path, index: int, result: Tensor) -> None:
+        frames = [to_picture(batch[index]) for batch in self._seen] + [to_picture(result.float().cpu())]
+        side = tile_side(frames[0].width, None)
+        frames = [frame.resize((side, side), Image.Resampling.LANCZOS) for frame in frames]
+        write_beside(
+            path,
+            lambda beside: frames[0].save(
+                beside,
+                format="WEBP",
+                save_all=True,
+                append_images=frames[1:],
+                duration=60,
+                loop=0,
+                quality=90,
+            ),
+        )
+
+    # -------------------- when all are
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write table and page from the files of all processes."""
+        trainer.strategy.barrier("inversions")
+        if trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir)
+            names = trainer.datamodule.names  # type: ignore[attr-defined]
+            rows = read_rows(folder, names)
+            write_table(folder, rows, self._notes)
+
+
+def _levels(images: Tensor) -> Tensor:
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    if device.type != "cuda":
+        return {}
+    return {"memory_mb": torch.cuda.max_memory_allocated(device) / 2**20}
+
+
+def read_rows(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the figures of each of ``names`` that has a latent file under ``folder``."""
+    rows = []
+    for name in names:
+        path = folder / "latents" / f"{name}.safetensors"
+        if path.is_file():
+            rows.append({"image": name, **load_latent(path).metrics})
+    return rows
+
+
+def write_table(folder: Path, rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> None:
+    """Write ``results.csv``, ``results.md``, ``results.png`` and ``index.html`` into ``folder``."""
+    if not rows:
+        return
+    keys = [key for key in COLUMNS if any(key in row for row in rows)]
+    mean = {key: _mean([row[key] for row in rows if key in row]) for key in keys}
+    text = io.StringIO()
+    every = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, every)
+    writer.writeheader()
+    writer.writerows(rows)
+    table = [["image", *(COLUMNS[key] for key in keys)]]
+    table += [[str(row["image"]), *(_shown(row.get(key)) for key in keys)] for row in rows]
+    table += [[f"mean of {len(rows)}", *(_shown(mean[key]) for key in keys)]]
+    lines = [f"| {' | '.join(row)} |" for row in table]
+    lines.insert(1, f"|{' --- |' * len(table[0])}")
+    below = ["PSNR of 8-bit pictures, peak 255.", *dict.fromkeys(notes)]
+    for name, content in (
+        ("results.csv", text.getvalue()),
+        ("results.md", "\n".join([*lines, "", *below]) + "\n"),
+        ("index.html", _page(folder, rows, table, below)),
+    ):
+        write_beside(folder / name, lambda beside, content=content: _write(beside, content))  # type: ignore[misc]
+    write_png(folder / "results.png", _sheet(folder, [str(row["image"]) for row in rows][:16]), {})
+    print("\n".join([_aligned(table if len(rows) <= 12 else [table[0], table[-1]]), "", *below]))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _sheet(folder: Path, names: Sequence[str]) -> Image.Image:
+    """Return targets above results."""
+    pictures = [
+        [Image.open(folder / kind / f"{name}.png") for name in names] for kind in ("targets", "pictures")
+    ]
+    sheet = Sheet(Layout(len(names), 2, tile_side(pictures[0][0].width, None)))
+    for row, line in enumerate(pictures):
+        for column, picture in enumerate(line):
+            sheet.put(column, row, picture, names[column][:18] if row == 0 else "found")
+    return sheet.image
+
+
+def _page(
+    folder: Path, rows: Sequence[Mapping[str, Any]], table: Sequence[Sequence[str]], notes: Sequence[str]
+) -> str:
+    """Return one page with everything inside: the table, and each image with its search."""
+    cells = "".join(
+        f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in row)}</tr>"
+        for row, tag in zip(table, ["th", *["td"] * (len(table) - 1)], strict=True)
+    )
+    figures = []
+    for row in rows:
+        name = str(row["image"])
+        path = folder / "strips" / f"{name}.png"
+        if not path.is_file():
+            path = folder / "pictures" / f"{name}.png"
+        with Image.open(path) as picture:
+            uri = data_uri(picture.convert("RGB"), 1400)
+        words = html.escape(f"{name}: {_shown(row.get('psnr'))} dB")
+        image = f'<img src="{uri}" alt="{words}">'
+        figures.append(f"<figure>{image}<figcaption>{words}</figcaption></figure>")
+    style = (
+        "body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#222;"
+        "background:#fafaf8}table{border-collapse:collapse;display:block;overflow-x:auto}"
+        "th,td{padding:.25rem .75rem;text-align:right;border-bottom:1px solid #ddd}"
+        "th:first-child,td:first-child{text-align:left}img{max-width:100%}figure{margin:1.5rem 0}"
+        "figcaption{color:#555}"
+    )
+    said = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>Inversion</title><style>{style}</style><h1>Inversion of {len(rows)} images</h1>"
+        f"<table>{cells}</table>{said}{''.join(figures)}</html>"
+    )
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in table
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"

@@ -1,0 +1,262 @@
+"""Images to be embedded: one chunk of them in an epoch, the same chunk in each of its batches."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from i2i_lightning.data.checks import FileProblem, check_choice, raise_problems
+from i2i_lightning.data.dataset import FileImages, PictureSource, fetch
+from i2i_lightning.data.decode import CONVERSIONS, EXTENSIONS, SideFormat, read_header
+from i2i_lightning.data.display import images_to_rgb
+from i2i_lightning.data.module import ImageDataModule, Item
+from i2i_lightning.data.pairs import content_of, list_images, name_below
+from i2i_lightning.data.sampler import AnyKey, EpochSampler, epoch_and_index
+from i2i_lightning.data.toyfaces.dataset import ToyFaces
+from i2i_lightning.data.toyfaces.images import ToyFacesPictures
+from i2i_lightning.data.transforms import Geometry, scale_to_network
+from i2i_lightning.types import ImageBatch, UserError
+
+FITS = ("refuse", "crop")
+
+
+class Chunks:
+    """The images of one process, chunk after chunk: chunk ``e`` is every batch of epoch ``e``.
+
+    Args:
+        source: All images.
+        names: Their names.
+        size: Images of a chunk.
+        num_replicas: Processes.
+        rank: Number of this one.
+        shape: (channels, height, width) of an image.
+    """
+
+    def __init__(
+        self,
+        source: PictureSource,
+        names: Sequence[str],
+        size: int,
+        num_replicas: int,
+        rank: int,
+        shape: tuple[int, int, int],
+    ) -> None:
+        self.source, self.names, self.size = source, names, size
+        self.num_replicas, self.rank, self.shape = num_replicas, rank, shape
+        self._decoded: tuple[int, Tensor] | None = None
+
+    def indices(self, chunk: int) -> range:
+        """Return the numbers of the images of this process in ``chunk``; there may be none left for it."""
+        first = (chunk * self.num_replicas + self.rank) * self.size
+        return range(min(first, len(self.names)), min(first + self.size, len(self.names)))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitems__(self, keys: Sequence[AnyKey]) -> Item:
+        """Return the chunk that ``keys`` are of, decoded once: uint8 or float ``(n, C, H, W)``."""
+        chunk, _ = epoch_and_index(keys[0])
+        if self._decoded is None or self._decoded[0] != chunk:
+            pictures = [torch.as_tensor(fetch(self.source, index)[0]) for index in self.indices(chunk)]
+            images = torch.stack(pictures) if pictures else torch.zeros(0, *self.shape, dtype=torch.uint8)
+            self._decoded = chunk, images
+        return {"real": self._decoded[1], "name": [self.names[index] for index in self.indices(chunk)]}
+
+    def __getitem__(self, key: AnyKey) -> Item:
+        return self.__getitems__([key])
+
+
+class TargetImages(ImageDataModule):
+    """The images that an inversion is to find latents for, streamed in chunks.
+
+    Every header is checked before anything is searched, and everything that is wrong is listed in one
+    message; pictures are decoded chunk by chunk. Processes take chunks in turn, so that none has an image of
+    another.
+
+    Args:
+        images: A file, a folder (all images below it), a quoted pattern, or a list of these; None takes
+            photos of toy faces that no network here has been trained on.
+        size_px: Side of the generator's images, to which other squares are resized; ``i2i-invert`` fills it
+            in.
+        channels: Channels of the generator's images, which files must agree with; filled in as well.
+        fit: What becomes of an image that is not square: ``refuse``, or ``crop`` its middle.
+        convert: ``none``, or ``match`` to convert 8-bit files to the generator's one or three channels.
+        limit: Take the first so many images; None takes all.
+        num_faces: Toy faces, where ``images`` is None.
+        batch_size: Images of a chunk: those that are searched for together.
+        num_workers: Worker processes; None takes 0, because a chunk is decoded once.
+        seed: Does not matter here: nothing is drawn.
+
+    Attributes:
+        names: Names of all images.
+
+    Raises:
+        UserError: If an option is impossible; in :meth:`setup`, if there is no image, or a file is unusable.
+    """
+
+    aligned = False
+    one_sided = True
+
+    def __init__(
+        self,
+        images: str | Sequence[str] | None = None,
+        size_px: int | None = None,
+        channels: int | None = None,
+        fit: str = "refuse",
+        convert: str = "none",
+        limit: int | None = None,
+        num_faces: int = 4,
+        batch_size: int = 4,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        check_choice("data.fit", fit, FITS)
+        check_choice("data.convert", convert, CONVERSIONS)
+        for key, value in (("limit", limit), ("num_faces", num_faces)):
+            if value is not None and value < 1:
+                raise UserError(f"data.{key}={value}: give at least 1")
+        if size_px is None or channels is None:
+            raise UserError("data.size_px, data.channels: missing; give those of the generator's images")
+        self.images = images
+        self.size_px: tuple[int, int] = (size_px, size_px)
+        self.in_channels = self.out_channels = self.channels = channels
+        self.fit = fit
+        self.convert = convert
+        self.limit = limit
+        self.num_faces = num_faces
+        self.cache_in_memory = True
+        self.names: list[str] = []
+        self._source: PictureSource | None = None
+
+    @property
+    def num_train_images(self) -> int:
+        """The number of images."""
+        return len(self.names)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find and check the images, and let the run have as many epochs as there are chunks."""
+        if self._source is None:
+            self._source, self.names = self._faces() if self.images is None else self._files()
+        if self.trainer is not None:
+            images_at_once = self.batch_size * self.trainer.world_size
+            self.trainer.fit_loop.max_epochs = -(-len(self.names) // images_at_once)
+
+    def _faces(self) -> tuple[PictureSource, list[str]]:
+        if self.channels != 3:
+            raise UserError(f"images=...: say which; toy faces are RGB, the generator's have {self.channels}")
+        faces = ToyFaces("test", self.size_px[0], (), self.num_faces)
+        pictures = ToyFacesPictures(faces, "photo")
+        return pictures, pictures.names
+
+    def _files(self) -> tuple[PictureSource, list[str]]:
+        assert self.images is not None
+        given = [self.images] if isinstance(self.images, str) else list(self.images)
+        found = [file for one in given for file in find_files(one)][: self.limit]
+        names = [name for name, _ in found]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UserError(f"images: two are called {twice[0]}; their results would overwrite each other")
+        side = SideFormat("", "image", self.channels, self.convert)
+        source = FileImages(
+            [path for _, path in found], side, Geometry("scale_shortest", None, self.size_px), False
+        )
+        problems = []
+        for index, (_, path) in enumerate(found):
+            try:
+                header = source.checked(read_header, path, side)
+                if header.height != header.width and self.fit == "refuse":
+                    shown = f"{header.width}x{header.height}"
+                    raise FileProblem("not square", "crop it, or data.fit=crop takes its middle", shown)
+                source.headers(index)
+            except FileProblem as problem:
+                problem.name = problem.name or str(path)
+                problems.append(problem)
+        raise_problems(f"images={given[0] if len(given) == 1 else f'{len(given)} places'}", problems)
+        return source, names
+
+    def train_dataloader(self):  # type: ignore[no-untyped-def]
+        """Return the loader: every chunk as often as the method asks for."""
+        assert self._source is not None
+        assert self.trainer is not None
+        steps = self.trainer.lightning_module.steps_per_chunk(self.batch_size)  # type: ignore[operator]
+        height, width = self.size_px
+        chunks = Chunks(
+            _Cropped(self._source, height),
+            self.names,
+            self.batch_size,
+            self.trainer.world_size,
+            self.trainer.global_rank,
+            (self.channels, height, width),
+        )
+        # Shuffled, and so with the epoch in its keys; which of a chunk's steps is which makes no difference.
+        self._train_sampler = EpochSampler(steps * self.batch_size, True, self.seed)
+        if self._continue_at is not None:
+            self._train_sampler.skip(*self._continue_at)
+        return self._loader(chunks, self._train_sampler, self.batch_size, True)
+
+    def val_dataloader(self):  # type: ignore[no-untyped-def]
+        """Return nothing: there is no validation."""
+        return []
+
+    def to_network(self, batch: Item) -> ImageBatch:
+        """Return images as floats in [-1, 1]."""
+        return {"real": scale_to_network(batch["real"]), "name": batch["name"]}
+
+    def preview_batch(self, n: int) -> ImageBatch:
+        """Return the first ``n`` images as network floats on the CPU."""
+        assert self._source is not None
+        source = _Cropped(self._source, self.size_px[0])
+        pictures = [torch.as_tensor(fetch(source, index)[0]) for index in range(min(n, len(self.names)))]
+        return self.to_network({"real": torch.stack(pictures), "name": self.names[:n]})
+
+    def display_input(self, real_a: Tensor) -> Tensor:
+        """Return images as RGB, uint8 ``(N, 3, H, W)``."""
+        return images_to_rgb(real_a)
+
+    def display_output(self, b: Tensor, real_a: Tensor) -> Tensor:
+        """Return images as RGB, uint8 ``(N, 3, H, W)``."""
+        return images_to_rgb(b)
+
+
+class _Cropped:
+    """The middle square of every picture, which just covers it already."""
+
+    def __init__(self, source: PictureSource, side: int) -> None:
+        self.source, self.side = source, side
+
+    def __getitem__(self, index: int):  # type: ignore[no-untyped-def]
+        (picture,) = fetch(self.source, index)
+        height, width = picture.shape[-2:]
+        top, left = (height - self.side) // 2, (width - self.side) // 2
+        return (picture[..., top : top + self.side, left : left + self.side],)
+
+
+def find_files(place: str) -> list[tuple[str, Path]]:
+    """Return the images of a file, a folder or a pattern, each with its name.
+
+    Raises:
+        UserError: If there is none.
+    """
+    path = Path(place).expanduser()
+    if path.is_file():
+        return [(path.stem, path)]
+    if path.is_dir():
+        found = [(name_below(path, file), file) for file in list_images(path)]
+        if not found:
+            raise UserError(
+                f"images={place}: no images (readable are {', '.join(EXTENSIONS)}); it holds "
+                f"{content_of(path)}"
+            )
+        return found
+    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+    found = [
+        (file.stem, file) for file in matches if file.is_file() and file.name.lower().endswith(EXTENSIONS)
+    ]
+    if not found:
+        raise UserError(f"images={place}: no such file or folder, and no image matches it as a pattern")
+    return found
