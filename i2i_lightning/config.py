@@ -321,11 +321,15 @@ SCHEMAS: dict[str, type[Any]] = {
 """The root keys of each command, by the name of its root config."""
 
 
+def schema_name(command: str) -> str:
+    """Return the name under which Hydra knows the root keys of ``command``."""
+    return "run_config" if SCHEMAS[command] is RunConfig else f"{command}_config"
+
+
 def register() -> None:
     """Make the schemas and the resolvers known to Hydra and OmegaConf. Calling it again changes nothing."""
     for command, schema in SCHEMAS.items():
-        name = "run_config" if schema is RunConfig else f"{command}_config"
-        ConfigStore.instance().store(name=name, node=schema)
+        ConfigStore.instance().store(name=schema_name(command), node=schema)
     resolvers: dict[str, Callable[..., Any]] = {
         "unet_depth": unet_depth,
         "discriminator_channels": discriminator_channels,

@@ -364,10 +364,11 @@ class _Launch:
         from omegaconf import OmegaConf
 
         from i2i_lightning.cli import arguments, record
+        from i2i_lightning.config import schema_name
 
         self.folder = folder
         saved, earlier = record.saved_config(folder)
-        root = OmegaConf.merge({"defaults": ["run_config", "_self_"]}, saved)
+        root = OmegaConf.merge({"defaults": [schema_name(self.app.config_name), "_self_"]}, saved)
         self.config_name = "resumed_run"
         ConfigStore.instance().store(name=self.config_name, node=root)
         given = [word for word in words if not word.startswith(("resume=", "hydra"))]

@@ -1,0 +1,263 @@
+"""i2i-invert from the shell's words to latents, pictures and a table, and everything that goes wrong."""
+
+from __future__ import annotations
+
+import csv
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from i2i_lightning.checkpoints import load_style_generator, save_style_generator
+from i2i_lightning.checkpoints.latents import Latent, load_latent
+from i2i_lightning.commands.invert import APP
+from i2i_lightning.methods.inversion.method import Inversion
+from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
+from i2i_lightning.sampling.pictures import to_picture
+
+SIDE = 16
+WORDS = [
+    "trainer=cpu",
+    "trainer.enable_progress_bar=false",
+    "loss.perceptual.name=substitute",
+    "method.stages.w_plus.steps=3",
+    "method.stages.noise.steps=2",
+    "method.start.candidates=2",
+    "data.batch_size=2",
+]
+STEPS = 5
+Shell = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setenv("PYTHONPATH", str(checkout))
+    monkeypatch.setenv("I2I_WEIGHTS", str(tmp_path / "no weights"))
+    monkeypatch.delenv("I2I_DEBUG", raising=False)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    network = StyleGAN2Generator(SIDE, 3, 8, 8, mapping_layers=1, channel_base=128, channel_max=8)
+    for name, value in network.named_parameters():
+        if name.endswith("noise_strength"):
+            value.data.fill_(0.3)
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    save_style_generator(path, network)
+    return path
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str], tiny: Path) -> Shell:
+    """Run the command, on ``tiny`` where nothing else is said; return its exit status and what it printed."""
+
+    def run(*words: str) -> tuple[int, str]:
+        named = any(word.startswith(("generator=", "resume=")) for word in words)
+        resumed = any(word.startswith("resume=") for word in words)
+        status = APP.main([*([] if resumed else WORDS), *([] if named else [f"generator={tiny}"]), *words])
+        printed = capsys.readouterr()
+        return status, printed.out + printed.err
+
+    return run
+
+
+def photos(folder: str, count: int = 5) -> Path:
+    for index in range(count):
+        save(Path(folder) / f"{index}.png", (SIDE, SIDE, 3), index)
+    return Path(folder)
+
+
+def save(path: Path, shape: tuple[int, ...], seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)).save(path)
+    return path
+
+
+def levels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def runs() -> list[Path]:
+    return sorted(Path("outputs/invert").iterdir())
+
+
+def found(folder: Path, count: int = 5) -> list[Latent]:
+    return [load_latent(folder / "latents" / f"{index}.safetensors") for index in range(count)]
+
+
+def assert_equal(one: Latent, other: Latent) -> None:
+    assert torch.equal(one.w_plus, other.w_plus)
+    assert one.noise is not None
+    assert other.noise is not None
+    assert all(torch.equal(a, b) for a, b in zip(one.noise, other.noise, strict=True))
+    measured = [{k: v for k, v in each.metrics.items() if k != "seconds"} for each in (one, other)]
+    assert measured[0] == measured[1]
+
+
+# Results.
+
+
+def test_every_image_has_a_latent_that_renders_its_picture(shell: Shell, tiny: Path) -> None:
+    status, text = shell(f"images={photos('in')}")
+    assert status == 0, text
+    (folder,) = runs()
+    assert f"Gallery: {folder / 'index.html'}" in text
+    assert "validation_step" not in text
+    assert "Morph" not in text, "it closes the demonstration alone"
+    generator = load_style_generator(tiny)
+    with (folder / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == [str(index) for index in range(5)]
+    for index, (latent, row) in enumerate(zip(found(folder), rows, strict=True)):
+        assert latent.fingerprint == generator.fingerprint()
+        assert latent.generator == str(tiny)
+        picture = levels(folder / "pictures" / f"{index}.png")
+        assert np.array_equal(np.asarray(to_picture(latent.render(generator)[0])), picture)
+        target = levels(folder / "targets" / f"{index}.png")
+        assert np.array_equal(target, levels(Path("in") / f"{index}.png"))
+        mean_square = np.mean((picture.astype(float) - target) ** 2)
+        assert float(row["psnr"]) == pytest.approx(10 * math.log10(255**2 / mean_square), abs=1e-3)
+        assert (folder / "strips" / f"{index}.png").is_file()
+        assert any("substitute" in note for note in latent.settings["notes"])
+    mean = sum(float(row["psnr"]) for row in rows) / 5
+    assert f"| mean of 5 | {mean:.4g} |" in (folder / "results.md").read_text()
+    assert not (folder / "videos").exists()
+
+
+def test_the_demonstration_closes_with_a_morph_and_writes_videos(shell: Shell) -> None:
+    status, text = shell("callbacks.results.video=true", "callbacks.results.frames=3", "data.num_faces=2")
+    assert status == 0, text
+    (folder,) = runs()
+    assert text.rstrip().endswith(f"Morph: {folder / 'morph.png'}")
+    strip = Image.open(folder / "morph.png")
+    assert strip.width > 6 * strip.height
+    for name in ("test_00000", "test_00001"):
+        with Image.open(folder / "videos" / f"{name}.webp") as video:
+            assert video.n_frames >= 2  # type: ignore[attr-defined]
+
+
+def test_neither_the_chunk_nor_the_others_matter(shell: Shell) -> None:
+    photos("in")
+    assert shell("images=in")[0] == 0
+    assert shell("images=in/3.png")[0] == 0
+    together, alone = runs()
+    one, other = (load_latent(folder / "latents" / "3.safetensors") for folder in (together, alone))
+    torch.testing.assert_close(one.w_plus, other.w_plus, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def power_cut(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int | None], list[int]]]:
+    """Let the process die in a step, or not at all; return the list of chunks that steps were of."""
+    step = Inversion.step
+
+    def arm(after: int | None) -> list[int]:
+        seen: list[int] = []
+
+        def counted(self: Inversion, batch: Any) -> Iterator[None]:
+            if after is not None and len(seen) == after:
+                raise RuntimeError("power cut")
+            seen.append(self.current_epoch)
+            return step(self, batch)
+
+        monkeypatch.setattr(Inversion, "step", counted)
+        return seen
+
+    yield arm
+    monkeypatch.setattr(Inversion, "step", step)
+
+
+def test_a_chunk_that_was_stopped_goes_on_as_if_it_had_not_been(
+    shell: Shell, power_cut: Callable[[int | None], list[int]]
+) -> None:
+    photos("in")
+    words = ["images=in", "callbacks.checkpoints.every_n_batches=2"]
+    assert shell(*words)[0] == 0
+    power_cut(STEPS + 4)
+    with pytest.raises(RuntimeError, match="power cut"):
+        shell(*words)
+    whole, stopped = runs()
+    first = stopped / "latents" / "0.safetensors"
+    before = first.read_bytes(), first.stat().st_ino
+    assert not (stopped / "latents" / "2.safetensors").exists()
+    seen = power_cut(None)
+    status, text = shell(f"resume={stopped}")
+    assert status == 0, text
+    assert seen == [1, *[2] * STEPS], "chunk 1 goes on after its fourth batch, and chunk 0 rests"
+    assert (first.read_bytes(), first.stat().st_ino) == before
+    for one, other in zip(found(whole), found(stopped), strict=True):
+        assert_equal(one, other)
+    assert runs() == [whole, stopped]
+
+
+# Slips.
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["images=wide.png"], "wide.png (20x16)"),
+        (["images=grey.png"], "grey.png"),
+        (["images=some"], "torn.png"),
+        (["images=empty"], "images=empty: no images"),
+        (["images=nowhere.png"], "images=nowhere.png: no such file or folder"),
+        (["images=[in/0.png,other/0.png]"], "two are called 0"),
+        (["images=notes.txt"], "notes.txt"),
+        (["preset=fats"], "fast"),
+        (["generator=nowhere.pkl"], "nowhere.pkl: no such file"),
+        (["images=in", "data.batch_size=0"], "data.batch_size=0"),
+        (["images=in", "data.fit=corp"], "data.fit=corp"),
+        (["images=in", "method.stages.w_plus.stpes=3"], "method.stages.w_plus.stpes"),
+        (["images=in", "precision=fp16"], "fp16"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_slips_are_told_shortly(shell: Shell, words: list[str], message: str) -> None:
+    photos("in", 1)
+    photos("other", 1)
+    photos("some", 2)
+    Path("some/torn.png").write_bytes(Path("some/0.png").read_bytes()[:20])
+    Path("empty").mkdir()
+    Path("notes.txt").write_text("no image")
+    save(Path("wide.png"), (16, 20, 3))
+    save(Path("grey.png"), (16, 16))
+    status, text = shell(*words)
+    assert status == 1, text
+    assert message in text
+    assert "Traceback" not in text
+    told = text[text.index("i2i-invert: ") :].strip().splitlines()
+    assert len(told) <= 3, told
+    assert not Path("outputs").exists() or not list(Path("outputs").rglob("latents"))
+
+
+def test_what_the_slips_advise_helps(shell: Shell) -> None:
+    save(Path("in/wide.png"), (16, 20, 3))
+    save(Path("in/grey.png"), (16, 16))
+    status, text = shell("images=in", "data.fit=crop", "data.convert=match")
+    assert status == 0, text
+    (folder,) = runs()
+    assert np.array_equal(levels(folder / "targets/wide.png"), levels(Path("in/wide.png"))[:, 2:18])
+    assert np.array_equal(levels(folder / "targets/grey.png")[..., 1], levels(Path("in/grey.png")))
+
+
+@pytest.mark.ddp
+def test_two_processes_do_not_mix_their_images(shell: Shell, tiny: Path) -> None:
+    photos("in")
+    assert shell("images=in")[0] == 0
+    words = [*WORDS, f"generator={tiny}", "images=in", "trainer=ddp", "trainer.accelerator=cpu"]
+    command = [sys.executable, "-m", "i2i_lightning.commands.invert", *words, "trainer.devices=2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+    one, two = runs()
+    for alone, shared in zip(found(one), found(two), strict=True):
+        torch.testing.assert_close(alone.w_plus, shared.w_plus, atol=1e-4, rtol=1e-4)
+    assert len((two / "results.csv").read_text().splitlines()) == 6

@@ -1,0 +1,152 @@
+"""The images of an inversion: which are found, what is refused, and which process has which chunk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from i2i_lightning.data.targets import Chunks, TargetImages, find_files
+from i2i_lightning.types import UserError
+
+SIDE = 16
+
+
+def picture(path: Path, size: tuple[int, int] = (SIDE, SIDE), mode: str = "RGB", seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(path)
+    return path
+
+
+def targets(images: Any, **options: Any) -> TargetImages:
+    data = TargetImages(images if images is None else _text(images), SIDE, 3, **options)
+    data.setup()
+    return data
+
+
+def _text(images: Any) -> Any:
+    return [str(one) for one in images] if isinstance(images, list) else str(images)
+
+
+class Numbers:
+    """Images that are all of their own number."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor]:
+        return (torch.full((1, 2, 2), index, dtype=torch.uint8),)
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2, 4, 9])
+def test_every_image_is_in_one_chunk_of_one_process(replicas: int, size: int) -> None:
+    count = 7
+    names = [f"image {index}" for index in range(count)]
+    mine = [Chunks(Numbers(), names, size, replicas, rank, (1, 2, 2)) for rank in range(replicas)]
+    chunks = range(-(-count // (size * replicas)))
+    given = [index for chunk in chunks for rank in mine for index in rank.indices(chunk)]
+    assert given == list(range(count))
+    assert not any(list(rank.indices(len(chunks))) for rank in mine), "nothing is left after the last chunk"
+    assert all(len(rank.indices(chunk)) <= size for rank in mine for chunk in chunks)
+
+
+def test_a_chunk_holds_its_own_images_and_may_be_empty() -> None:
+    first, second = (Chunks(Numbers(), ["a", "b", "c"], 2, 2, rank, (1, 2, 2)) for rank in (0, 1))
+    chunk = first.__getitems__([(0, 0), (0, 1)])
+    assert chunk["name"] == ["a", "b"]
+    assert chunk["real"][:, 0, 0, 0].tolist() == [0, 1]
+    assert second.__getitems__([(0, 0)])["real"].flatten().unique().tolist() == [2]
+    empty = second.__getitems__([(1, 0)])
+    assert empty["name"] == []
+    assert empty["real"].shape == (0, 1, 2, 2)
+
+
+def test_a_file_a_folder_a_pattern_and_a_list(tmp_path: Path) -> None:
+    for index, name in enumerate(("a.png", "b.png", "sub/c.png")):
+        picture(tmp_path / name, seed=index)
+    (tmp_path / "notes.txt").write_text("no image")
+    assert targets(tmp_path / "b.png").names == ["b"]
+    assert targets(tmp_path).names == ["a", "b", "sub/c"]
+    assert targets(tmp_path / "*.png").names == ["a", "b"]
+    assert targets(tmp_path / "**" / "*.png").names == ["a", "b", "c"]
+    assert targets([tmp_path / "sub" / "c.png", tmp_path / "a.png"]).names == ["c", "a"]
+    assert targets(tmp_path, limit=2).names == ["a", "b"]
+    assert targets(tmp_path, limit=2).num_train_images == 2
+
+
+def test_pixels_come_as_they_are(tmp_path: Path) -> None:
+    file = picture(tmp_path / "a.png")
+    (image,) = targets(file).preview_batch(4)["real"]
+    levels = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
+    torch.testing.assert_close(image, levels / 127.5 - 1)
+
+
+def test_crop_takes_the_middle(tmp_path: Path) -> None:
+    file = picture(tmp_path / "a.png", (SIDE + 6, SIDE))
+    (image,) = targets(file, fit="crop").preview_batch(1)["real"]
+    levels = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)[:, :, 3 : 3 + SIDE]
+    torch.testing.assert_close(image, levels / 127.5 - 1)
+
+
+def test_grey_images_are_converted_where_asked(tmp_path: Path) -> None:
+    file = picture(tmp_path / "a.png", mode="L")
+    (image,) = targets(file, convert="match").preview_batch(1)["real"]
+    assert image.shape == (3, SIDE, SIDE)
+    assert torch.equal(image[0], image[2])
+
+
+def test_without_images_they_are_unseen_toy_faces() -> None:
+    data = targets(None, num_faces=2)
+    assert data.names == ["test_00000", "test_00001"]
+    assert data.preview_batch(2)["real"].shape == (2, 3, SIDE, SIDE)
+    with pytest.raises(UserError, match="toy faces are RGB, the generator's have 1"):
+        TargetImages(None, SIDE, 1).setup()
+
+
+def test_unusable_files_are_listed_together(tmp_path: Path) -> None:
+    picture(tmp_path / "good.png")
+    picture(tmp_path / "wide.png", (SIDE + 1, SIDE))
+    (tmp_path / "torn.png").write_bytes((tmp_path / "good.png").read_bytes()[:20])
+    with pytest.raises(UserError) as slip:
+        targets(tmp_path)
+    text = str(slip.value)
+    assert text.startswith(f"images={tmp_path}: 2 files cannot be used\n")
+    for words in ("wide.png (17x16)", "data.fit=crop", "torn.png"):
+        assert words in text
+    assert "good.png" not in text
+
+
+def test_places_without_images(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(UserError, match="no images"):
+        find_files(str(tmp_path))
+    for missing in ("nowhere", "nowhere/*.png"):
+        with pytest.raises(UserError, match="no such file or folder, and no image matches"):
+            find_files(str(tmp_path / missing))
+
+
+def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
+    files = [picture(tmp_path / folder / "a.png") for folder in ("one", "two")]
+    with pytest.raises(UserError, match="two are called a; their results would overwrite each other"):
+        targets(files)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fit": "crp"}, "data.fit=crp"),
+        ({"convert": "yes"}, "data.convert=yes"),
+        ({"limit": 0}, "data.limit=0: give at least 1"),
+        ({"num_faces": 0}, "data.num_faces=0: give at least 1"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_impossible_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as slip:
+        TargetImages(None, SIDE, 3, **options)
+    assert message in str(slip.value)
+    assert len(str(slip.value).splitlines()) == 1
