@@ -8,7 +8,7 @@ number by number: a batch ends where its images would alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,10 @@ TRACES = 50
 """Points of a stage at which the terms are kept for its curve."""
 LOOK_EVERY = 10
 """Steps between two looks at who has stopped: each waits for the device."""
+
+COUNTERS = ("stage_index", "step_index", "image_index", "space", "own_noise")
+TENSORS = ("steps", "kept_latent", "present", "stopped", "reached", "stale", "reference", "anchor")
+"""Attributes of a search that its state holds as they are."""
 
 
 @dataclass
@@ -118,6 +122,13 @@ class Search:
                 raise UserError(
                     f"method.stages.{name}.rows={list(stage.rows or ())}: for a stage that moves w_plus, "
                     f"rows from 0 to {self.generator.num_ws - 1}"
+                )
+            perceptual = self.loss.perceptual
+            if "perceptual" in stage.stop_at and (perceptual is None or perceptual.substitute):
+                rest = {term: value for term, value in stage.stop_at.items() if term != "perceptual"}
+                stage = replace(stage, stop_at=rest)
+                self.notes.append(
+                    f"stage {name} takes all its steps: stop_at.perceptual is meant for a learned distance"
                 )
             found[name] = stage
         return check_stages(found)
@@ -563,12 +574,12 @@ class Search:
         """Return where a half-done batch stands, as plain containers and tensors on the CPU."""
         if self.targets is None:
             return {"names": None}
-        state: dict[str, Any] = {"names": list(self.targets.names), "done": self.done, **self._counters()}
+        state: dict[str, Any] = {"names": list(self.targets.names), "done": self.done}
+        state |= {name: getattr(self, name) for name in COUNTERS}
         state["trace"], state["tuned"] = list(self.trace), list(self.tuned)
         if len(self.targets) == 0:
             return state
-        tensors = self._tensors()
-        state["tensors"] = {name: getattr(self, name) for name in tensors}
+        state["tensors"] = {name: getattr(self, name) for name in TENSORS}
         state["latent"], state["noise"] = self.latent.data, [leaf.data for leaf in self.noise]
         state["kept_noise"] = self.kept_noise
         if not self.done:
@@ -593,7 +604,7 @@ class Search:
                 f"this search stood at the images {_few(state['names'])}; the data now has "
                 f"{_few(self.targets.names)} there: resume with the images it began with"
             )
-        for name in self._counters():
+        for name in COUNTERS:
             setattr(self, name, state[name])
         self.done, self.trace, self.tuned = bool(state["done"]), list(state["trace"]), list(state["tuned"])
         self.best, self._held = None, []
@@ -615,13 +626,6 @@ class Search:
         self._set_gradients()
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-
-    def _counters(self) -> dict[str, Any]:
-        names = ("stage_index", "step_index", "image_index", "space", "own_noise")
-        return {name: getattr(self, name) for name in names}
-
-    def _tensors(self) -> tuple[str, ...]:
-        return ("steps", "kept_latent", "present", "stopped", "reached", "stale", "reference", "anchor")
 
 
 def embed(
