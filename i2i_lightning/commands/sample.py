@@ -26,6 +26,7 @@ def sample(run: Run) -> None:
 
     from i2i_lightning.checkpoints import load_style_generator
     from i2i_lightning.cli import record
+    from i2i_lightning.commands.output import check_output, output_folder
     from i2i_lightning.sampling.folder import Gallery
     from i2i_lightning.sampling.request import Request
     from i2i_lightning.sampling.sampler import Sampler
@@ -36,7 +37,7 @@ def sample(run: Run) -> None:
     # First what is quickly checked, then the weights.
     request = Request.read(options)
     device = find_device(options["device"])
-    _check_output(options)
+    check_output(options["output"], options["overwrite"])
     if options["tile_px"] is not None and options["tile_px"] < 8:
         raise UserError(f"tile_px={options['tile_px']}: give at least 8")
     source = options["generator"]["path"]
@@ -49,7 +50,7 @@ def sample(run: Run) -> None:
     sampler = Sampler(generator, device, **wanted)
     gallery = Gallery(sampler, Path(), source, options["tile_px"])
     request.check(sampler, gallery)
-    gallery.folder = _output(options["output"])
+    gallery.folder = output_folder(options["output"], "sample")
     began = time.perf_counter()
     try:
         written = _draw(request, gallery)
@@ -62,30 +63,6 @@ def sample(run: Run) -> None:
     print(f"{record.shown(gallery.folder)}: {about}, {speed:.3g} images/s")
     for line in written:
         print(f"  {line}")
-
-
-def _check_output(options: dict[str, Any]) -> None:
-    """Raise ``UserError`` if ``output`` cannot be the folder to write into."""
-    from i2i_lightning.sampling.videos import FORMATS
-    from i2i_lightning.types import UserError
-
-    output = options["output"]
-    folder = Path(output or ".")
-    if folder.is_file() or folder.suffix.lower().lstrip(".") in ("png", "jpg", *FORMATS):
-        raise UserError(f"output={output}: names a file; give a folder")
-    if output is not None and not options["overwrite"] and folder.is_dir() and any(folder.iterdir()):
-        raise UserError(
-            f"output={output}: is there already and not empty; give another folder, or overwrite=true"
-        )
-
-
-def _output(output: str | None) -> Path:
-    """Return the folder to write into."""
-    from i2i_lightning.config import unused_folder
-
-    if output is not None:
-        return Path(output)
-    return Path(unused_folder(f"outputs/sample/{time.strftime('%Y-%m-%d_%H-%M-%S')}"))
 
 
 def _draw(request: Request, gallery: Gallery) -> list[str]:

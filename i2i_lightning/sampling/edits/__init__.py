@@ -1,0 +1,1 @@
+"""Edits as people ask for them: latents and pictures in, a folder of pictures and latents out."""

@@ -1,0 +1,288 @@
+"""What an edit is given: latents by file, folder or seed; pictures and masks; landmarks of faces."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from i2i_lightning.checkpoints.latents import SUFFIX, Latent, load_latent
+from i2i_lightning.data.checks import FileProblem
+from i2i_lightning.data.decode import SideFormat, decode, read_header
+from i2i_lightning.data.transforms import resize, scale_to_network
+from i2i_lightning.editing.alignment import can_detect, crop, detect, face_quad, the_one_face
+from i2i_lightning.editing.ranges import as_written, parts_of, whole_numbers
+from i2i_lightning.networks.style import StyleGenerator
+from i2i_lightning.sampling.sampler import MAX_SEED, Sampler
+from i2i_lightning.types import UserError
+
+DIFFERENT = 8 / 255 * 2
+"""Difference of two pictures, in [-1, 1], from which a pixel counts as drawn over."""
+
+
+def latent_files(given: Any) -> list[Path]:
+    """Return the files that ``latents=`` names: files, or folders of them, such as a run of i2i-invert.
+
+    Raises:
+        UserError: If there are none.
+    """
+    if isinstance(given, str):
+        places = [given] if Path(given).expanduser().exists() else parts_of(given)
+    else:
+        places = [str(each) for each in given]
+    files: list[Path] = []
+    for place in places:
+        path = Path(place).expanduser()
+        if not path.is_dir():
+            files.append(path)
+            continue
+        folders = (path / "latents", path)
+        found = next((found for each in folders if (found := sorted(each.glob(f"*{SUFFIX}")))), [])
+        if not found:
+            raise UserError(f"latents={place}: no latent files (*{SUFFIX}) in this folder or its latents/")
+        files += found
+    if not files:
+        raise UserError("latents=[]: give latent files, or a run folder of i2i-invert")
+    return files
+
+
+def seeds_of(value: Any, key: str = "seeds") -> list[int]:
+    """Return the seeds that ``value`` lists."""
+    return whole_numbers(value, key, MAX_SEED, "seeds")
+
+
+def latents_of_seeds(seeds: Sequence[int], sampler: Sampler, label: int | None, source: str) -> list[Latent]:
+    """Return the latents that seeds stand for, as ``i2i-sample`` draws them."""
+    points = sampler.points(seeds, label)
+    fingerprint = sampler.generator.fingerprint()
+    return [
+        Latent(
+            w_plus.clone(),
+            fingerprint,
+            f"seed {seed}",
+            label=sampler.one_hot(label),
+            generator=source,
+            settings={"seed": seed, "truncation": sampler.truncation, "label": label},
+        )
+        for seed, w_plus in zip(seeds, points.w_plus, strict=True)
+    ]
+
+
+def read_latents(files: Sequence[Path]) -> list[Latent]:
+    """Return the latents in files; one without a name is called as its file is."""
+    found = []
+    for path in files:
+        latent = load_latent(path)
+        latent.name = latent.name or path.stem
+        found.append(latent)
+    return found
+
+
+@dataclass
+class Picture:
+    """An image to edit.
+
+    Args:
+        image: (1, C, S, S) in [-1, 1], at the generator's size.
+        size: (height, width) of the file.
+        name: The file's name, without suffix.
+        whole: (1, C, H, W), the picture that ``image`` was cut out of; None where it is all of it.
+        quad: Corners of ``image`` in the whole; see :func:`~i2i_lightning.editing.alignment.face_quad`.
+    """
+
+    image: Tensor
+    size: tuple[int, int]
+    name: str
+    whole: Tensor | None = None
+    quad: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads pictures and masks for a generator.
+
+    Args:
+        generator: Whose size and channels they are brought to.
+        convert: ``none``, or ``match`` to convert 8-bit files to the generator's grey or RGB.
+        align: Whether pictures are cropped around their face, as FFHQ is.
+    """
+
+    generator: StyleGenerator
+    convert: str = "none"
+    align: bool = False
+
+    def picture(self, key: str, place: str | None) -> Picture:
+        """Return the picture in a file.
+
+        Args:
+            key: The config key that names it, for messages.
+            place: The file.
+
+        Raises:
+            UserError: If it is missing, damaged, not square, or of other channels than the generator's.
+        """
+        if place is None:
+            raise UserError(f"{key}: missing; give an image file: {key}=photo.png")
+        path = Path(place).expanduser()
+        channels, side = self.generator.channels, self.generator.size_px
+        try:
+            format_ = SideFormat("", "image", channels, self.convert)
+            header = read_header(path, format_)
+            pixels = decode(path, format_)
+        except FileProblem as problem:
+            raise UserError(f"{key}={place}: {self._words(problem)}") from None
+        size = (header.height, header.width)
+        if self.align:
+            whole = _image(pixels)
+            quad = face_quad(landmarks_of(path, pixels))
+            return Picture(crop(whole, quad, side), size, path.stem, whole, quad)
+        if header.height != header.width:
+            raise UserError(
+                f"{key}={place}: {header.width}x{header.height} px is not square; crop it, or for a face say "
+                "align=true"
+            )
+        return Picture(_image(resize(pixels, (side, side))), size, path.stem)
+
+    def _words(self, problem: FileProblem) -> str:
+        """Word a problem for one file of a known generator."""
+        channels = self.generator.channels
+        kind = {1: "grey", 3: "RGB", 4: "RGBA"}.get(channels, f"{channels} channels")
+        where = f" where data.channels={channels}"
+        if where in problem.what:
+            mend = f"save it as {kind}"
+            mend += ", or convert=match" if "data.convert" in problem.mend else ""
+            return f"{problem.what.replace(where, '')}; this generator draws {kind}: {mend}"
+        words = problem.what + (f" ({problem.detail})" if problem.detail else "")
+        return f"{words}{f': {problem.mend}' if problem.mend else ''}".replace("data.", "")
+
+    def mask(self, key: str, place: str | None, of: Picture) -> Tensor:
+        """Return the mask in a file as (1, 1, S, S) in [0, 1]: white is 1.
+
+        Args:
+            key: The config key that names it.
+            place: The file.
+            of: The picture that it belongs to.
+
+        Raises:
+            UserError: If it is missing, damaged, empty, or not of the picture's size.
+        """
+        if place is None:
+            raise UserError(f"{key}: missing; give an image that is white where the edit is: {key}=mask.png")
+        path = Path(place).expanduser()
+        try:
+            format_ = SideFormat("", "image", 1, "match")
+            header = read_header(path, format_)
+            pixels = decode(path, format_)
+        except FileProblem as problem:
+            raise UserError(f"{key}={place}: {self._words(problem)}") from None
+        if (header.height, header.width) != of.size:
+            height, width = of.size
+            raise UserError(
+                f"{key}={place}: {header.width}x{header.height} px; a mask of {of.name} has {width}x{height} "
+                "px, as it has"
+            )
+        side = self.generator.size_px
+        if of.quad is not None:
+            mask = crop((_image(pixels) + 1) / 2, of.quad, side)
+        else:
+            mask = (_image(resize(pixels, (side, side))) + 1) / 2
+        if float(mask.max()) == 0:
+            raise UserError(f"{key}={place}: is empty (all black); nothing would be edited")
+        return mask
+
+    def scribbles(self, photo: Picture, scribbled: Picture) -> Tensor:
+        """Return where two pictures differ, (1, 1, S, S).
+
+        Raises:
+            UserError: If they do not.
+        """
+        mask = ((photo.image - scribbled.image).abs().amax(1, keepdim=True) > DIFFERENT).float()
+        if not bool(mask.any()):
+            raise UserError("operation.scribbled: shows the same as operation.photo; nothing is drawn on it")
+        return mask
+
+
+def _image(pixels: Any) -> Tensor:
+    """Return pixels (H, W, C) as (1, C, H, W) in [-1, 1]."""
+    values = scale_to_network(torch.from_numpy(np.array(pixels)))  # a copy: what PIL gives is read-only
+    return values.permute(2, 0, 1)[None].contiguous()
+
+
+def landmarks_of(path: Path, pixels: Any) -> Tensor:
+    """Return the 68 points of the face in a picture.
+
+    They are read from ``<name>.landmarks.json`` or ``<name>.landmarks.npy`` beside it, where there is one:
+    68 pairs of x and y in pixels, or a list of faces of such pairs. Else dlib finds them.
+
+    Args:
+        path: The picture's file.
+        pixels: (H, W, C).
+
+    Raises:
+        UserError: If there is no face, or there are several; if neither file nor dlib is there.
+    """
+    files = [path.with_name(f"{path.stem}.landmarks{suffix}") for suffix in (".json", ".npy")]
+    file = next((file for file in files if file.is_file()), None)
+    if file is not None:
+        return the_one_face(_read_landmarks(file), str(file))
+    if not can_detect():
+        raise UserError(
+            f"align=true: no {files[0].name} beside {path} (68 points x, y), nor dlib to find them: "
+            "pip install 'i2i_lightning[faces]'"
+        )
+    if pixels.dtype != np.uint8 or pixels.shape[2] not in (1, 3):
+        raise UserError(f"align=true: {path}: faces are found in 8-bit grey or RGB; give {files[0].name}")
+    return the_one_face(detect(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]), str(path))
+
+
+def _read_landmarks(file: Path) -> Tensor:
+    try:
+        if file.suffix == ".npy":
+            points = np.load(file, allow_pickle=False).astype(np.float64)
+        else:
+            points = np.array(json.loads(file.read_text(encoding="utf-8")), dtype=np.float64)
+    except (ValueError, TypeError, OSError):
+        raise UserError(f"{file}: no list of points, such as [[x, y], ...] in pixels") from None
+    if points.size == 0:
+        return torch.zeros(0, 68, 2)
+    faces = points[None] if points.ndim == 2 else points
+    if faces.ndim != 3 or faces.shape[1:] != (68, 2):
+        raise UserError(f"{file}: shape {points.shape}; a face has 68 points (68, 2), x and y in pixels")
+    return torch.from_numpy(faces)
+
+
+def numbers_of(value: Any, key: str) -> list[float]:
+    """Return the numbers that ``value``, a list, a number, or text such as ``-2,0,2``, lists.
+
+    Raises:
+        UserError: If it is no such list.
+    """
+    try:
+        found = [float(part) for part in parts_of(value)]
+    except ValueError:
+        found = []
+    if not found or not all(map(math.isfinite, found)):
+        raise UserError(f"{key}={as_written(value)}: give numbers, such as -2,0,2")
+    return found
+
+
+def box_of(value: Any, key: str) -> tuple[int, int, int, int]:
+    """Return ``left, top, right, bottom``.
+
+    Raises:
+        UserError: If these are not four whole numbers.
+    """
+    if value is None:
+        raise UserError(f"{key}: missing; give left,top,right,bottom in pixels: {key}=8,16,24,28")
+    numbers = numbers_of(value, key)
+    if len(numbers) != 4 or any(number != int(number) for number in numbers):
+        raise UserError(f"{key}={as_written(value)}: give left,top,right,bottom in whole pixels")
+    left, top, right, bottom = map(int, numbers)
+    return left, top, right, bottom

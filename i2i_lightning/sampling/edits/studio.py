@@ -1,0 +1,256 @@
+"""Where an edit is made: the generator, what it was given, and the folder that the results go to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from i2i_lightning.checkpoints.io import write_beside
+from i2i_lightning.checkpoints.latents import SUFFIX, Latent, check_belongs, save_latent
+from i2i_lightning.editing.local import Effort
+from i2i_lightning.methods.inversion import InversionLoss, render
+from i2i_lightning.networks.style import StyleGenerator
+from i2i_lightning.sampling.edits.inputs import Reader
+from i2i_lightning.sampling.pictures import to_picture, write_png
+from i2i_lightning.sampling.sheets import Layout, Sheet, tile, tile_side
+from i2i_lightning.sampling.videos import Animation
+from i2i_lightning.types import UserError
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A picture of a sheet.
+
+    Args:
+        latent: What it shows.
+        words: What stands below it.
+        file: Its name in ``images/`` and ``latents/``; empty where it is not written there.
+    """
+
+    latent: Latent
+    words: str = ""
+    file: str = ""
+
+
+@dataclass
+class Studio:
+    """A generator, what it is to edit, and where to.
+
+    Args:
+        generator: What draws, on its device.
+        source: What it was loaded by.
+        folder: Where everything is written.
+        latents: What is to be edited.
+        reader: Reads pictures and masks.
+        loss: Makes the objective of edits that search; called at most once.
+        effort: How long those search.
+        animation: How animations are written; None writes none.
+        frames: Pictures of an animation from one latent, or end of a strip, to the next.
+        label: Class for a conditional generator, (1, K).
+        seed: Of searches.
+        tile_px: Side of pictures in sheets and animations; None takes one that is good to look at.
+        load_generator: Loads another generator, to compare with.
+        read_faces: Reads named numbers off images (N, 3, H, W), of toy faces; None where nothing can.
+        progress: Called for each picture, with how many more are expected.
+
+    Attributes:
+        notes: What was not done as asked, and why.
+        written: What was written, for people.
+        figures: Numbers about the result.
+    """
+
+    generator: StyleGenerator
+    source: str
+    folder: Path
+    latents: list[Latent]
+    reader: Reader
+    loss: Callable[[], InversionLoss]
+    effort: Effort = field(default_factory=Effort)
+    animation: Animation | None = None
+    frames: int = 24
+    label: Tensor | None = None
+    seed: int = 0
+    tile_px: int | None = None
+    load_generator: Callable[[str], StyleGenerator] | None = None
+    read_faces: Callable[[Tensor], Mapping[str, Tensor]] | None = None
+    progress: Callable[[], None] = lambda: None
+    notes: list[str] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for latent in self.latents:
+            check_belongs(latent, self.generator)
+        self.fingerprint = self.generator.fingerprint()
+        self.about = {"generator": Path(self.source).name, "fingerprint": self.fingerprint}
+
+    def take(self, least: int, most: int | None, what: str) -> list[Latent]:
+        """Return the latents.
+
+        Raises:
+            UserError: If they are not as many as an edit takes.
+        """
+        count = len(self.latents)
+        if count < least or (most is not None and count > most):
+            wanted = (
+                f"{least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
+            )
+            raise UserError(f"latents: {count} given; this edit takes {wanted}: {what}")
+        return self.latents
+
+    # -------------------- drawing
+
+    def draw(self, latent: Latent) -> Tensor:
+        """Return the image of a latent of this generator, (1, C, S, S) on the CPU."""
+        place = self.generator.w_avg
+        noise = None if latent.noise is None else [map_.to(place) for map_ in latent.noise]
+        tuned = None if latent.tuned is None else [latent.tuned]
+        image = render(self.generator, latent.w_plus[None].to(place), noise, tuned)
+        self.progress()
+        return image.float().cpu()
+
+    def edited(self, latent: Latent, w_plus: Tensor, name: str, **settings: Any) -> Latent:
+        """Return ``latent`` with another w_plus; noise and tuned weights stay."""
+        return replace(
+            latent,
+            w_plus=w_plus,
+            name=name,
+            generator=self.source,
+            settings={"edited_from": latent.name, **settings},
+            metrics={},
+        )
+
+    # -------------------- writing
+
+    @property
+    def side_px(self) -> int:
+        """Side of a picture in sheets."""
+        return tile_side(self.generator.size_px, self.tile_px)
+
+    def write_sheet(self, name: str, rows: Sequence[Sequence[Cell | None]], margin: bool = False) -> None:
+        """Draw a sheet of cells, ``<name>.png``, and write each that has a file.
+
+        Args:
+            name: The sheet's name.
+            rows: Cells row by row, each row of the same length; None leaves a place empty.
+            margin: Whether the first row and column are set apart.
+        """
+        layout = Layout(max(map(len, rows)), len(rows), self.side_px, margin)
+        layout.check("operation", ", or fewer pictures")
+        sheet, files = Sheet(layout), 0
+        for row, cells in enumerate(rows):
+            for column, cell in enumerate(cells):
+                if cell is None:
+                    continue
+                picture = to_picture(self.draw(cell.latent)[0])
+                sheet.put(column, row, picture, cell.words)
+                if cell.file:
+                    write_png(self.folder / "images" / f"{cell.file}.png", picture, self.about)
+                    save_latent(self.folder / "latents" / f"{cell.file}{SUFFIX}", cell.latent)
+                    files += 1
+        write_png(self.folder / f"{name}.png", sheet.image, self.about)
+        self.written.append(f"{name}.png, {layout.columns} x {layout.rows}")
+        if files:
+            self.written += [f"images/, {files} PNG files", f"latents/, {files} safetensors files"]
+
+    def write_video(self, name: str, latents: Iterator[Latent], count: int) -> None:
+        """Write an animation of ``count`` latents, ``<name>.webp`` or of another format, if any is wanted."""
+        if self.animation is None or count < 2:
+            return
+        side = self.tile_px or max(self.generator.size_px, tile_side(self.generator.size_px, None))
+        self.animation.check_size(side, count)
+
+        def pictures() -> Iterator[Image.Image]:
+            for latent in latents:
+                yield tile(to_picture(self.draw(latent)[0]), side)
+
+        path = self.folder / f"{name}.{self.animation.format}"
+        self.animation.write(path, pictures(), count, self.about)
+        self.written.append(f"{path.name}, {count} images, {count / self.animation.fps:.1f} s")
+
+    def way(self, steps: int) -> list[float]:
+        """Return where an animation's pictures lie between 0 and 1, over ``steps`` stretches.
+
+        One that loops goes there and back.
+        """
+        count = max(2, steps * self.frames + 1)
+        there = [index / (count - 1) for index in range(count)]
+        loops = self.animation is not None and self.animation.loop
+        return there + there[-2:0:-1] if loops else there
+
+    def write_image(self, name: str, image: Tensor) -> None:
+        """Write ``image (1, C, H, W)``, or a mask (1, 1, H, W), as ``<name>.png``."""
+        write_png(self.folder / f"{name}.png", to_picture(image[0].float().cpu()), self.about)
+
+    def write_pictures(self, name: str, pictures: Sequence[tuple[str, Tensor]]) -> None:
+        """Write a strip of images that are drawn already, with their words."""
+        sheet = Sheet(Layout(len(pictures), 1, self.side_px))
+        for column, (words, image) in enumerate(pictures):
+            sheet.put(column, 0, to_picture(image[0].float().cpu()), words)
+        write_png(self.folder / f"{name}.png", sheet.image, self.about)
+        self.written.append(f"{name}.png, {len(pictures)} x 1")
+
+    def write_record(self, settings: Mapping[str, Any]) -> None:
+        """Write ``result.json``: what was asked for, of which generator, and what came of it."""
+        record = {
+            **self.about,
+            "generator": self.source,
+            "settings": dict(settings),
+            "latents": [latent.name for latent in self.latents],
+            "figures": self.figures,
+            "notes": self.notes,
+            "written": self.written,
+        }
+        text = json.dumps(record, indent=2, default=str) + "\n"
+        write_beside(self.folder / "result.json", lambda beside: _write(beside, text))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def blended(latents: Sequence[Latent], weights: Sequence[float], w_plus: Tensor, studio: Studio) -> Latent:
+    """Return a latent between others.
+
+    Noise maps and tuned weights are blended as w_plus is; where one of the latents has none, the generator's
+    own take their place.
+
+    Args:
+        latents: What it lies between.
+        weights: Share of each, which sum to 1.
+        w_plus: Where it lies, (L, D).
+        studio: Whose generator.
+    """
+    there = [(latent, weight) for latent, weight in zip(latents, weights, strict=True) if weight != 0]
+    names = [latent.name if weight == 1 else f"{weight:.0%} {latent.name}" for latent, weight in there]
+    noise, tuned = None, None
+    if any(latent.noise is not None for latent, _ in there):
+        stored = [map_.cpu() for map_ in studio.generator.noise_maps()]
+        maps = [[weight * map_ for map_ in latent.noise or stored] for latent, weight in there]
+        noise = [torch.stack(level).sum(0) for level in zip(*maps, strict=True)]
+    if any(latent.tuned is not None for latent, _ in there):
+        keys = sorted({key for latent, _ in there for key in latent.tuned or {}})
+        state = studio.generator.state_dict()
+        own = {key: state[key].cpu() for key in keys}
+        parts = [(weight, {**own, **(latent.tuned or {})}) for latent, weight in there]
+        tuned = {
+            key: torch.stack([weight * weights[key] for weight, weights in parts]).sum(0) for key in keys
+        }
+    settings = {"blended_from": {latent.name: weight for latent, weight in there}}
+    return Latent(
+        w_plus,
+        studio.fingerprint,
+        " + ".join(names),
+        noise,
+        there[0][0].label,
+        tuned,
+        studio.source,
+        settings,
+    )
