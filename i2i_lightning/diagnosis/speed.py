@@ -97,7 +97,8 @@ def _images_per_s(data: ImageDataModule) -> float:
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         for batch in loader:
-            images += len(data.to_network(batch)["real_a"])
+            pairs: Any = data.to_network(batch)
+            images += len(pairs["real_a"])
             elapsed = time.perf_counter() - began
             if elapsed > 5 * LEAST_S:
                 return images / elapsed
