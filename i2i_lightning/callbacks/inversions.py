@@ -122,7 +122,7 @@ class InversionResults(Callback):
             metrics |= {f"loss_{key}": float(values[index]) for key, values in found.terms.items()}
             latent = Latent(
                 w_plus=found.w_plus[index].float(),
-                fingerprint=pl_module._fingerprint,  # type: ignore[arg-type]
+                fingerprint=pl_module.fingerprint,  # type: ignore[arg-type]
                 name=name,
                 noise=None if found.noise is None else [map_[index : index + 1] for map_ in found.noise],
                 label=None if found.label is None else found.label[index],

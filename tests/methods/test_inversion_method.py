@@ -268,7 +268,7 @@ def test_networks_that_are_no_style_generators_and_data_for_training_are_refused
         def train_dataloader(self) -> DataLoader[Any]:
             return DataLoader(Shuffled({}, 4), batch_size=None)  # type: ignore[arg-type]
 
-    with pytest.raises(UserError, match="nothing is trained here"):
+    with pytest.raises(UserError, match="this trains nothing"):
         fit(method(STAGES), Training(2, 1))
 
 

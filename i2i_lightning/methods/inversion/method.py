@@ -32,8 +32,8 @@ IMAGES = ("mask", "perceptual_mask", "outside", "style", "style_mask", "anchor",
 
 
 REFUSAL = (
-    "method=w_plus_inversion: nothing is trained here; a style-based generator that is trained already takes "
-    "up images by i2i-invert generator=... images=..."
+    "method=w_plus_inversion: this trains nothing, it embeds images in a style-based generator that is "
+    "trained already: i2i-invert generator=... images=..."
 )
 
 
@@ -57,6 +57,7 @@ class Inversion(Method):
 
     Attributes:
         search: The state of the chunk at hand.
+        fingerprint: That of the generator, once the trainer has set up.
     """
 
     directions: ClassVar[Mapping[str, str]] = {}
@@ -80,7 +81,7 @@ class Inversion(Method):
         for player in self.search.optimizers:
             self.add_player(player, [])  # latents, maps and weights that the search takes in and out
         self.chunk = -1
-        self._fingerprint = ""
+        self.fingerprint = ""
         self._state: dict[str, Any] | None = None  # of the chunk that a checkpoint was taken in
         self._resumed: dict[str, Any] | None = None
         # DistributedDataParallel refuses a module without a parameter to average, so it is given one that
@@ -122,7 +123,7 @@ class Inversion(Method):
                     f"method.start.kind=previous with data.batch_size={size} on {self.trainer.world_size} "
                     "devices: each image begins where the one before it ended; take one image and one device"
                 )
-        self._fingerprint = self.generator.fingerprint()
+        self.fingerprint = self.generator.fingerprint()
         # The networks are in evaluation mode on purpose.
         warnings.filterwarnings("ignore", message="Found .* in eval mode")
 
@@ -241,7 +242,7 @@ class Inversion(Method):
             ranks = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(ranks, mine)
         checkpoint["inversion"] = {
-            "fingerprint": self._fingerprint,
+            "fingerprint": self.fingerprint,
             "settings": self.search.settings(),
             "ranks": ranks,
         }
@@ -258,10 +259,10 @@ class Inversion(Method):
         saved = checkpoint.get("inversion")
         if saved is None:
             raise UserError("resume: this is no checkpoint of an inversion")
-        if self._fingerprint and saved["fingerprint"] != self._fingerprint:
+        if self.fingerprint and saved["fingerprint"] != self.fingerprint:
             raise UserError(
                 f"resume: the images were searched for in generator {saved['fingerprint']}, and this one is "
-                f"{self._fingerprint}"
+                f"{self.fingerprint}"
             )
         now = self.search.settings()
         for key, value in saved["settings"].items():
