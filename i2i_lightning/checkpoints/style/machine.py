@@ -28,8 +28,8 @@ from i2i_lightning.checkpoints.style.values import (
     shown,
 )
 
-MAX_OPERATIONS = 1_000_000
-"""Of a file's program; the largest known, a training checkpoint, has a tenth of it."""
+MAX_OPERATIONS = 400_000
+"""Of a file's program; those of 1024 px with a discriminator have a sixth of it."""
 MAX_DEPTH = 200
 """Containers that are open at a time."""
 MAX_NUMBER_BYTES = 16
@@ -68,21 +68,7 @@ class Name:
 
 
 Names = Mapping[tuple[str, str], Name]
-
-_TEXTS = {pickle.SHORT_BINUNICODE: 1, pickle.BINUNICODE: 4, pickle.BINUNICODE8: 8}
-_BYTES = {pickle.SHORT_BINBYTES: 1, pickle.BINBYTES: 4, pickle.BINBYTES8: 8, pickle.BYTEARRAY8: 8}
-_NUMBERS = {pickle.BININT1: 1, pickle.BININT2: 2, pickle.BININT: 4}
-_LONGS = {pickle.LONG1: 1, pickle.LONG4: 4}
-_PUTS = {pickle.BINPUT: 1, pickle.LONG_BINPUT: 4}
-_GETS = {pickle.BINGET: 1, pickle.LONG_BINGET: 4}
-_TUPLES = {pickle.EMPTY_TUPLE: 0, pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
-_CONSTANTS = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False}
-# A set is read as a list: nothing here needs to look something up in one.
-_CONTAINERS: dict[bytes, Callable[[], Any]] = {
-    pickle.EMPTY_LIST: list,
-    pickle.EMPTY_DICT: dict,
-    pickle.EMPTY_SET: list,
-}
+Operation = Callable[["Machine"], None]
 
 
 class Machine:
@@ -123,14 +109,19 @@ class Machine:
             raise Refused("it is no pickle of protocol 2 or later")
         if not 2 <= (protocol := self.take(1)[0]) <= 5:
             raise Refused(f"its pickle protocol is {protocol}; 2 to 5 are known")
-        while True:
-            self.budget.operations -= 1
-            if self.budget.operations < 0:
+        data, budget, size = self.data, self.budget, len(self.data)
+        while self.position < size:
+            code = data[self.position]
+            self.position += 1
+            budget.operations -= 1
+            if budget.operations < 0:
                 raise Refused(f"it takes more than {MAX_OPERATIONS} operations")
-            code = self.take(1).tobytes()
-            if code == pickle.STOP:
+            if code == _STOP:
                 return self.pop()
-            self.execute(code)
+            if code not in _OPERATIONS:
+                raise Refused(f"it has the opcode {bytes([code])!r}, which no file of these projects has")
+            _OPERATIONS[code](self)
+        raise Refused("it ends early: its last operation is missing")
 
     def take(self, count: int) -> Buffer:
         """Return the next bytes without a copy."""
@@ -173,104 +164,6 @@ class Machine:
             raise Refused("it is damaged: it ends a container that it did not begin")
         items, self.stack = self.stack, self.below.pop()
         return items
-
-    def execute(self, code: bytes) -> None:
-        """Do what one opcode says."""
-        push = self.stack.append
-        if code in _TEXTS:
-            push(self.text(self.number(_TEXTS[code])))
-        elif code in _BYTES:
-            push(self.take(self.number(_BYTES[code])))
-        elif code in _NUMBERS:
-            push(int.from_bytes(self.take(_NUMBERS[code]), "little", signed=code == pickle.BININT))
-        elif code in _LONGS:
-            if (count := self.number(_LONGS[code])) > MAX_NUMBER_BYTES:
-                raise Refused(f"it has a whole number of {count} bytes")
-            push(int.from_bytes(self.take(count), "little", signed=True))
-        elif code == pickle.BINFLOAT:
-            push(struct.unpack(">d", self.take(8))[0])
-        elif code in _CONSTANTS:
-            push(_CONSTANTS[code])
-        elif code in _CONTAINERS:
-            push(_CONTAINERS[code]())
-        elif code in _TUPLES:
-            count = _TUPLES[code]
-            items = [self.pop() for _ in range(count)]
-            self.stack.append(tuple(reversed(items)))
-        elif code in _PUTS or code == pickle.MEMOIZE:
-            index = len(self.memo) if code == pickle.MEMOIZE else self.number(_PUTS[code])
-            self.memo[index] = self.top()
-        elif code in _GETS:
-            index = self.number(_GETS[code])
-            if index not in self.memo:
-                raise Refused("it is damaged: it refers to a value that it did not have")
-            push(self.memo[index])
-        elif code == pickle.FRAME:
-            if self.number(8) > len(self.data) - self.position:
-                raise Refused("it ends early, or names a length that it does not have")
-        else:
-            self.execute_rare(code)
-
-    def execute_rare(self, code: bytes) -> None:
-        """Do what one of the opcodes on containers, names and objects says."""
-        if code == pickle.MARK:
-            if len(self.below) >= MAX_DEPTH:
-                raise Refused(f"it has more than {MAX_DEPTH} containers inside each other")
-            self.below.append(self.stack)
-            self.stack = []
-        elif code == pickle.POP:
-            if self.stack:
-                self.stack.pop()
-            else:
-                self.pop_mark()
-        elif code == pickle.POP_MARK:
-            self.pop_mark()
-        elif code == pickle.TUPLE:
-            self.stack_after_mark(tuple)
-        elif code == pickle.LIST:
-            self.stack_after_mark(list)
-        elif code == pickle.DICT:
-            items = self.pop_mark()
-            made: dict[Any, Any] = {}
-            self.stack.append(made)
-            set_items(made, items)
-        elif code in (pickle.APPENDS, pickle.ADDITEMS, pickle.APPEND):
-            items = [self.pop()] if code == pickle.APPEND else self.pop_mark()
-            if type(self.top()) is not list:
-                raise Refused("it is damaged: it appends to what is no list")
-            self.top().extend(items)
-        elif code in (pickle.SETITEMS, pickle.SETITEM):
-            items = [self.pop(), self.pop()][::-1] if code == pickle.SETITEM else self.pop_mark()
-            set_items(self.top(), items)
-        elif code == pickle.GLOBAL:
-            module = self.line()
-            self.stack.append(self.find(module, self.line()))
-        elif code == pickle.STACK_GLOBAL:
-            name, module = self.pop(), self.pop()
-            self.stack.append(self.find(module, name))
-        elif code == pickle.REDUCE:
-            arguments, function = self.pop(), self.pop()
-            self.stack.append(self.call(function, arguments))
-        elif code == pickle.NEWOBJ:
-            arguments, cls = self.pop(), self.pop()
-            if not isinstance(cls, Name) or cls.make is None or arguments != ():
-                raise Refused(f"it makes a new {named(cls)} in a way that is not known")
-            self.stack.append(cls.make())
-        elif code == pickle.BUILD:
-            state = self.pop()
-            build(self.top(), state)
-        elif code == pickle.BINPERSID:
-            identity = self.pop()
-            if self.persistent is None:
-                raise Refused("it refers to something outside of itself (a persistent id)")
-            self.stack.append(self.persistent(identity))
-        else:
-            raise Refused(f"it has the opcode {code!r}, which no file of these projects has")
-
-    def stack_after_mark(self, make: Callable[[list[Any]], Any]) -> None:
-        """Put what ``make`` makes of all values behind the last mark in their place."""
-        items = self.pop_mark()
-        self.stack.append(make(items))
 
     def top(self) -> Any:
         """Return the last value, which stays."""
@@ -326,3 +219,235 @@ def build(target: object, state: object) -> None:
         pass  # attributes of a dict, such as the versions in a state_dict
     else:
         raise Refused(f"it gives {shown(target)} a state")
+
+
+# -------------------- the opcodes
+
+
+def _text(width: int) -> Operation:
+    """Push a text that comes behind its length of ``width`` bytes."""
+    return lambda machine: machine.stack.append(machine.text(machine.number(width)))
+
+
+def _bytes(width: int) -> Operation:
+    """Push bytes that come behind their length."""
+    return lambda machine: machine.stack.append(machine.take(machine.number(width)))
+
+
+def _number(width: int, signed: bool) -> Operation:
+    """Push a whole number of ``width`` bytes."""
+    return lambda machine: machine.stack.append(int.from_bytes(machine.take(width), "little", signed=signed))
+
+
+def _long(width: int) -> Operation:
+    """Push a whole number that comes behind its length."""
+
+    def push(machine: Machine) -> None:
+        count = machine.number(width)
+        if count > MAX_NUMBER_BYTES:
+            raise Refused(f"it has a whole number of {count} bytes")
+        machine.stack.append(int.from_bytes(machine.take(count), "little", signed=True))
+
+    return push
+
+
+def _float(machine: Machine) -> None:
+    machine.stack.append(struct.unpack(">d", machine.take(8))[0])
+
+
+def _constant(value: object) -> Operation:
+    return lambda machine: machine.stack.append(value)
+
+
+def _container(make: Callable[[], Any]) -> Operation:
+    """Push a new container."""
+    return lambda machine: machine.stack.append(make())
+
+
+def _small_tuple(count: int) -> Operation:
+    """Put a tuple in the place of the last ``count`` values."""
+
+    def make(machine: Machine) -> None:
+        items = [machine.pop() for _ in range(count)]
+        machine.stack.append(tuple(reversed(items)))
+
+    return make
+
+
+def _marked(make: Callable[[list[Any]], Any]) -> Operation:
+    """Put a container in the place of all values behind the last mark."""
+
+    def replace(machine: Machine) -> None:
+        items = machine.pop_mark()
+        machine.stack.append(make(items))
+
+    return replace
+
+
+def _dict_of(items: list[Any]) -> dict[Any, Any]:
+    made: dict[Any, Any] = {}
+    set_items(made, items)
+    return made
+
+
+def _put(width: int) -> Operation:
+    """Remember the last value under a number."""
+
+    def remember(machine: Machine) -> None:
+        machine.memo[machine.number(width)] = machine.top()
+
+    return remember
+
+
+def _memoize(machine: Machine) -> None:
+    machine.memo[len(machine.memo)] = machine.top()
+
+
+def _get(width: int) -> Operation:
+    """Push a value that was remembered."""
+
+    def recall(machine: Machine) -> None:
+        index = machine.number(width)
+        if index not in machine.memo:
+            raise Refused("it is damaged: it refers to a value that it did not have")
+        machine.stack.append(machine.memo[index])
+
+    return recall
+
+
+def _frame(machine: Machine) -> None:
+    if machine.number(8) > len(machine.data) - machine.position:
+        raise Refused("it ends early, or names a length that it does not have")
+
+
+def _mark(machine: Machine) -> None:
+    if len(machine.below) >= MAX_DEPTH:
+        raise Refused(f"it has more than {MAX_DEPTH} containers inside each other")
+    machine.below.append(machine.stack)
+    machine.stack = []
+
+
+def _pop(machine: Machine) -> None:
+    if machine.stack:
+        machine.stack.pop()
+    else:
+        machine.pop_mark()
+
+
+def _pop_mark(machine: Machine) -> None:
+    machine.pop_mark()
+
+
+def _extend(machine: Machine, items: list[Any]) -> None:
+    target = machine.top()
+    if type(target) is not list:
+        raise Refused("it is damaged: it appends to what is no list")
+    target.extend(items)
+
+
+def _append(machine: Machine) -> None:
+    _extend(machine, [machine.pop()])
+
+
+def _appends(machine: Machine) -> None:
+    _extend(machine, machine.pop_mark())
+
+
+def _set_item(machine: Machine) -> None:
+    value, key = machine.pop(), machine.pop()
+    set_items(machine.top(), [key, value])
+
+
+def _set_items(machine: Machine) -> None:
+    items = machine.pop_mark()
+    set_items(machine.top(), items)
+
+
+def _global(machine: Machine) -> None:
+    module = machine.line()
+    machine.stack.append(machine.find(module, machine.line()))
+
+
+def _stack_global(machine: Machine) -> None:
+    name, module = machine.pop(), machine.pop()
+    machine.stack.append(machine.find(module, name))
+
+
+def _reduce(machine: Machine) -> None:
+    arguments, function = machine.pop(), machine.pop()
+    machine.stack.append(machine.call(function, arguments))
+
+
+def _new_object(machine: Machine) -> None:
+    arguments, cls = machine.pop(), machine.pop()
+    if not isinstance(cls, Name) or cls.make is None or arguments != ():
+        raise Refused(f"it makes a new {named(cls)} in a way that is not known")
+    machine.stack.append(cls.make())
+
+
+def _build(machine: Machine) -> None:
+    state = machine.pop()
+    build(machine.top(), state)
+
+
+def _persistent_id(machine: Machine) -> None:
+    identity = machine.pop()
+    if machine.persistent is None:
+        raise Refused("it refers to something outside of itself (a persistent id)")
+    machine.stack.append(machine.persistent(identity))
+
+
+_STOP = pickle.STOP[0]
+_OPERATIONS: Mapping[int, Operation] = {
+    code[0]: operation
+    for code, operation in {
+        pickle.SHORT_BINUNICODE: _text(1),
+        pickle.BINUNICODE: _text(4),
+        pickle.BINUNICODE8: _text(8),
+        pickle.SHORT_BINBYTES: _bytes(1),
+        pickle.BINBYTES: _bytes(4),
+        pickle.BINBYTES8: _bytes(8),
+        pickle.BYTEARRAY8: _bytes(8),
+        pickle.BININT1: _number(1, signed=False),
+        pickle.BININT2: _number(2, signed=False),
+        pickle.BININT: _number(4, signed=True),
+        pickle.LONG1: _long(1),
+        pickle.LONG4: _long(4),
+        pickle.BINFLOAT: _float,
+        pickle.NONE: _constant(None),
+        pickle.NEWTRUE: _constant(True),
+        pickle.NEWFALSE: _constant(False),
+        pickle.EMPTY_LIST: _container(list),
+        pickle.EMPTY_DICT: _container(dict),
+        # A set is read as a list: nothing here needs to look something up in one.
+        pickle.EMPTY_SET: _container(list),
+        pickle.EMPTY_TUPLE: _small_tuple(0),
+        pickle.TUPLE1: _small_tuple(1),
+        pickle.TUPLE2: _small_tuple(2),
+        pickle.TUPLE3: _small_tuple(3),
+        pickle.TUPLE: _marked(tuple),
+        pickle.LIST: _marked(list),
+        pickle.DICT: _marked(_dict_of),
+        pickle.BINPUT: _put(1),
+        pickle.LONG_BINPUT: _put(4),
+        pickle.MEMOIZE: _memoize,
+        pickle.BINGET: _get(1),
+        pickle.LONG_BINGET: _get(4),
+        pickle.FRAME: _frame,
+        pickle.MARK: _mark,
+        pickle.POP: _pop,
+        pickle.POP_MARK: _pop_mark,
+        pickle.APPEND: _append,
+        pickle.APPENDS: _appends,
+        pickle.ADDITEMS: _appends,
+        pickle.SETITEM: _set_item,
+        pickle.SETITEMS: _set_items,
+        pickle.GLOBAL: _global,
+        pickle.STACK_GLOBAL: _stack_global,
+        pickle.REDUCE: _reduce,
+        pickle.NEWOBJ: _new_object,
+        pickle.BUILD: _build,
+        pickle.BINPERSID: _persistent_id,
+    }.items()
+}
+"""What each opcode does; of the others, no file of these projects has one."""
