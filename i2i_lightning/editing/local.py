@@ -19,6 +19,10 @@ from i2i_lightning.methods.inversion import Embedding, InversionLoss, Stage, Tar
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.types import UserError
 
+NOISE_GAIN = 0.15
+SLOWEST, FASTEST = 0.05, 50.0
+"""Bounds of the rate that is chosen for noise maps."""
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -30,14 +34,15 @@ class Effort:
         latent_steps: Steps on the latent.
         latent_rate: Adam's rate there.
         noise_steps: Steps on the noise maps; 0 leaves them alone.
-        noise_rate: Adam's rate there.
+        noise_rate: Adam's rate there; None is :data:`NOISE_GAIN` over what a map of deviation 1 does to the
+            image: generators multiply their maps by anything from 0.001 to 0.5.
         blur_px: Deviation of the Gaussian that softens masks; None is a thirty-second of the side.
     """
 
     latent_steps: int = 300
-    latent_rate: float = 0.02
+    latent_rate: float = 0.05
     noise_steps: int = 200
-    noise_rate: float = 0.05
+    noise_rate: float | None = None
     blur_px: float | None = None
 
     def __post_init__(self) -> None:
@@ -45,8 +50,9 @@ class Effort:
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)}: give at least {least}")
         for name in ("latent_rate", "noise_rate"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name}={getattr(self, name)}: give a positive rate")
+            rate = getattr(self, name)
+            if rate is not None and rate <= 0:
+                raise UserError(f"{name}={rate}: give a positive rate")
         if self.blur_px is not None and self.blur_px < 0:
             raise UserError(f"blur_px={self.blur_px}: give 0 or more")
 
@@ -403,9 +409,19 @@ def _embed_noise(
     """Mk_n: with the latent at rest, bring the noise to x where the mask is and to y elsewhere."""
     if effort.noise_steps == 0 or not generator.noise_shapes:
         return latent
-    stages = {"noise": Stage(["noise"], effort.noise_steps, effort.noise_rate, ramp_down=0.5)}
+    rate = effort.noise_rate or noise_rate(generator, latent.w_plus)
+    stages = {"noise": Stage(["noise"], effort.noise_steps, rate, ramp_down=0.5)}
     pixels = InversionLoss(None)
     return embed(generator, targets, stages, pixels, seed=seed, latent=latent.w_plus, noise=latent.noise)
+
+
+@torch.no_grad()
+def noise_rate(generator: StyleGenerator, w_plus: Tensor) -> float:
+    """Return a rate of noise maps that moves the image of ``w_plus (1, L, D)`` as fast for any generator."""
+    rng = torch.Generator().manual_seed(0)
+    maps = [torch.randn(1, 1, *shape, generator=rng).to(w_plus) for shape in generator.noise_shapes]
+    effect = (generator.synthesis(w_plus, maps) - generator.synthesis(w_plus, "none")).square().mean().sqrt()
+    return min(max(NOISE_GAIN / max(float(effect), 1e-9), SLOWEST), FASTEST)
 
 
 def _edited(latent: Embedding, final: Embedding, steps: dict[str, Tensor]) -> Edited:
