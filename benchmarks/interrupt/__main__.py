@@ -7,10 +7,11 @@ Usage, the second one with two processes that train together, the third on one m
     python -m benchmarks.interrupt --times 10 --methods pix2pix --moments saving resuming --fresh
 
 The runs are tiny and have all that a run can lose: dropout, an average of the weights, a schedule, batches
-accumulated for one step, pools of earlier fakes, a gradient scaler, a cache of decoded pictures on disk,
-validation, previews, a gallery, and a checkpoint every other batch. What is run is ``i2i-train ...
-hydra.run.dir=<folder> resume=auto``, the same command line each time. SIGKILL goes to the whole process
-group, at a moment drawn from these, in equal shares:
+accumulated for one step, pools of earlier fakes, a gradient scaler, lazy regularisers and what they remember,
+augmentation that adapts, a cache of decoded pictures on disk, validation, previews, a gallery, and a
+checkpoint every other batch. What is run is ``i2i-train ... hydra.run.dir=<folder> resume=auto``, the same
+command line each time. SIGKILL goes to the whole process group, at a moment drawn from these, in equal
+shares:
 
 * ``starting``, ``resuming``: from the command line to the first batch, the first time and a later one;
 * ``cache``: decoded pictures are being written;
@@ -55,7 +56,7 @@ from benchmarks.interrupt.attempts import Ending, Order, import_all, run_attempt
 from benchmarks.interrupt.compare import compare, unreadable
 from benchmarks.interrupt.fuse import MOMENTS, RESUMING, SPOTS, STARTING, Plan
 
-METHODS = ("pix2pix", "cyclegan")
+METHODS = ("pix2pix", "cyclegan", "stylegan2")
 SIZE_PX, EPOCHS, TRAIN_PICTURES, BATCH = 32, 4, 10, 2
 KILLS_OF_A_RUN = 5
 AT_THE_BEGINNING = (STARTING, RESUMING, "cache")
@@ -64,8 +65,10 @@ AT_THE_BEGINNING = (STARTING, RESUMING, "cache")
 
 def command_line(method: str, data: Path, chain: Path, ranks: int) -> list[str]:
     """Return the words of ``i2i-train`` for a tiny run into ``chain/run``, its cache in ``chain/cache``."""
+    widths = ["generator.base_channels=4", "discriminator.base_channels=4", "method.ema_decay=0.9"]
     words = {
         "pix2pix": [
+            *widths,
             "method=pix2pix",
             "data=paired",
             f"data.root={data / 'pairs'}",
@@ -76,6 +79,7 @@ def command_line(method: str, data: Path, chain: Path, ranks: int) -> list[str]:
             "method.clip_norm=1.0",
         ],
         "cyclegan": [
+            *widths,
             "method=cyclegan",
             "data=unpaired",
             f"data.root={data / 'unpaired'}",
@@ -88,6 +92,26 @@ def command_line(method: str, data: Path, chain: Path, ranks: int) -> list[str]:
             "method.augment=[translation]",
             "precision=fp16",
         ],
+        "stylegan2": [
+            "method=stylegan2",
+            "data=images",
+            f"data.root={data / 'pairs'}",
+            "data.num_workers=1",
+            "generator.channel_base=64",
+            "generator.channel_max=8",
+            "discriminator.channel_base=64",
+            "discriminator.channel_max=8",
+            "generator.z_dim=8",
+            "generator.w_dim=8",
+            "generator.mapping_layers=2",
+            "loss.r1_interval=3",
+            "loss.path_length_interval=2",
+            "method.ema_half_life_kimg=0.01",
+            "variant=ada",
+            "method.adaptive.interval=2",
+            "method.adaptive.speed_kimg=0.1",
+            "method.adaptive.initial=0.5",
+        ],
     }[method]
     spread = ["trainer=cpu"]
     if ranks > 1:
@@ -99,9 +123,6 @@ def command_line(method: str, data: Path, chain: Path, ranks: int) -> list[str]:
         f"data.batch_size={BATCH}",
         "data.cache=disk",
         f"data.cache_dir={chain / 'cache'}",
-        "generator.base_channels=4",
-        "discriminator.base_channels=4",
-        "method.ema_decay=0.9",
         *spread,
         f"trainer.max_epochs={EPOCHS}",
         "trainer.log_every_n_steps=1",
@@ -428,7 +449,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--times", type=int, default=50, help="kills in all (50)")
     parser.add_argument("--ranks", type=int, default=1, choices=(1, 2), help="processes of a run (1)")
     parser.add_argument("--seed", type=int, default=0, help="draws the moments (0)")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="what to train (both)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="what to train (all)")
     parser.add_argument(
         "--moments", nargs="+", choices=MOMENTS, default=MOMENTS, help="where to kill (anywhere)"
     )

@@ -228,7 +228,8 @@ class StyleGAN2(Method):
                     self.path_length_mean,
                     loss.path_length_decay,
                 )
-                self.path_length_mean.copy_(mean)
+                # One target for all processes: a checkpoint holds that of the first.
+                self.path_length_mean.copy_(self.over_processes(mean))
                 minimize({"path_length": penalty})
             yield
 
@@ -253,11 +254,15 @@ class StyleGAN2(Method):
     @torch.no_grad()
     def track_mean(self, w: Tensor) -> None:
         """Move the mean latent towards that of ``w (N, w_dim)`` over all processes."""
-        mean = w.detach().mean(0)
-        if self.trainer.world_size > 1:
-            mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
         w_avg = self.generator.mapping.w_avg
-        w_avg.copy_(mean.lerp(w_avg, self.w_avg_decay))
+        w_avg.copy_(self.over_processes(w.detach().mean(0)).lerp(w_avg, self.w_avg_decay))
+
+    def over_processes(self, value: Tensor) -> Tensor:
+        """Return the mean of ``value`` over all processes."""
+        if self.trainer.world_size == 1:
+            return value
+        mean: Tensor = self.trainer.strategy.reduce(value, reduce_op="mean")
+        return mean
 
     # ------------------------------------------------------------------------------------------------ testing
 
