@@ -55,7 +55,7 @@ def test_what_is_missing_is_told_with_the_way_to_get_it(server, tiny, tmp_path, 
 
 
 def test_unknown_names_are_told_with_the_known():
-    with pytest.raises(UserError, match="weights 'fid': no such name; there are .*lpips_vgg16"):
+    with pytest.raises(UserError, match=r"weights 'fid': no such name; there are .*lpips_vgg16"):
         find("fid")
 
 
