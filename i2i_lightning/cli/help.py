@@ -105,7 +105,7 @@ KEYS = {
         "overwrite": "replace an output that is there",
     },
     "sample": {
-        "generator": "file, run folder, embedded (ToyFaces, 64 px) or ffhq",
+        "generator": "file, run folder, embedded (ToyFaces, 32 px) or ffhq",
         "seeds": "0-35, or 1,5,7-9; 0-35 where nothing else is to be drawn",
         "truncation": "0.7 is usual for pictures; 1 truncates nothing, 0 is the mean image",
         "cutoff": "truncate so many rows of w_plus alone, from the coarsest",

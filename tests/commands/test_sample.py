@@ -358,7 +358,7 @@ def test_without_an_argument_it_is_quick() -> None:
     assert done.returncode == 0, done.stderr
     assert time.perf_counter() - began < 20
     (folder,) = Path("outputs/sample").iterdir()
-    assert done.stdout.startswith(f"{folder}: embedded, 64 px, fingerprint ")
+    assert done.stdout.startswith(f"{folder}: embedded, 32 px, fingerprint ")
     assert Image.open(folder / "grid.png").size == grid_layout(36, 128).size
 
 
