@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from i2i_lightning.checkpoints.style.contents import Numbers, StyleNetwork
 from i2i_lightning.checkpoints.style.mean import mean_latent
@@ -31,7 +32,7 @@ def generator_of(network: StyleNetwork) -> StyleGenerator:
     """
     _check_config(network.config)
     try:
-        with torch.device("meta"):  # no random weights, only to lose them
+        with torch.device("meta"), _Outline():  # no random weights, only to lose them
             generator = build(network.config)
     except (UserError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise Refused(f"its config is impossible: {_first_line(error)}") from None
@@ -55,12 +56,27 @@ def discriminator_of(network: StyleNetwork) -> StyleGAN2Discriminator:
     """
     _check_config(network.config)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Outline():
             discriminator = StyleGAN2Discriminator(**network.config)
     except (UserError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise Refused(f"its config is impossible: {_first_line(error)}") from None
     _fill(discriminator, network.state)
     return discriminator.eval()
+
+
+class _Outline(TorchFunctionMode):
+    """Make tensors without numbers: of a shape alone, torch's own way there imports a second of itself."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Return an empty tensor for one of initial numbers, and the tensor itself where it is scaled."""
+        if func in (torch.randn, torch.zeros, torch.ones, torch.full):
+            sides = args[0] if isinstance(args[0], (list, tuple, torch.Size)) else args
+            return torch.empty(tuple(sides), device="meta")
+        if func in (Tensor.div, Tensor.mul, Tensor.__truediv__, Tensor.__mul__):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _check_config(config: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from i2i_lightning.checkpoints.io import read_tensors
+from i2i_lightning.checkpoints.seal import what_is_wrong
 from i2i_lightning.checkpoints.style import lernapparat, native, nvidia, psp, rosinality, tensorflow
 from i2i_lightning.checkpoints.style.assembly import discriminator_of, generator_of
 from i2i_lightning.checkpoints.style.contents import StyleNetwork
@@ -173,6 +173,8 @@ def describe_style(network: StyleGenerator | StyleGAN2Discriminator) -> str:
         name, settings = f"{TITLES[network.architecture]} generator", network.arguments
     else:
         name, settings = "StyleGAN2 discriminator", dict(network.arguments)
+        if not network.label_dim:
+            del settings["mapping_layers"]  # of the label
     told = [
         f"{key}={value}"
         for key, value in settings.items()
@@ -213,13 +215,11 @@ def _of_file(path: Path) -> StyleFile | None:
     where = str(path)
     if path.suffix.lower() == ".safetensors" or (len(start) == 9 and start[4:] == b"\0\0\0\0{"):
         return _safetensors(path, where) if native.style_header(path) is not None else None
-    if path.suffix.lower() == ".ckpt":
-        tensors = read_tensors(path)
-        return _checkpoint(tensors, where) if native.is_checkpoint(tensors) else None
     held = read_pickled(path)
-    if type(held) is dict and "method_config" in held:
-        tensors = read_tensors(path)
-        return _checkpoint(tensors, where) if native.is_checkpoint(tensors) else None
+    if native.is_checkpoint(held):
+        if (wrong := what_is_wrong(path)) is not None:
+            raise Refused(f"it is not a whole checkpoint ({wrong})")
+        return _checkpoint(held, where)
     for reader in READERS:
         if reader.recognise(held):
             return StyleFile(

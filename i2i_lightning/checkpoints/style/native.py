@@ -13,11 +13,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
-from torch import Tensor, nn
+from torch import nn
 
 from i2i_lightning.checkpoints.io import write_beside
-from i2i_lightning.checkpoints.style.contents import StyleNetwork
-from i2i_lightning.checkpoints.style.values import Refused, shown
+from i2i_lightning.checkpoints.style.contents import Numbers, StyleNetwork
+from i2i_lightning.checkpoints.style.values import Array, Refused, shown
 from i2i_lightning.networks.style import ARCHITECTURES, StyleGenerator
 from i2i_lightning.networks.stylegan2.discriminator import StyleGAN2Discriminator
 
@@ -123,7 +123,11 @@ def _first_line(error: Exception) -> str:
 
 
 def is_checkpoint(held: Any) -> bool:
-    """Return whether this is a checkpoint of a method with a style-based generator."""
+    """Return whether this is a checkpoint of a method with a style-based generator.
+
+    Args:
+        held: What a file holds, as :func:`~i2i_lightning.checkpoints.style.unpickle.read_pickled` returns it.
+    """
     config = held.get("method_config") if isinstance(held, dict) else None
     node = config.get("generator") if isinstance(config, dict) else None
     return isinstance(node, dict) and node.get("_target_") in TARGETS
@@ -164,14 +168,14 @@ def _arguments(node: Mapping[str, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in node.items() if not str(key).startswith("_")}
 
 
-def _part(held: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
+def _part(held: Mapping[str, Any], prefix: str) -> dict[str, Numbers]:
     state = held.get("state_dict")
     if not isinstance(state, Mapping):
         raise Refused("it is a checkpoint without weights")
     return {
-        name.removeprefix(prefix): value
+        name.removeprefix(prefix): value.values
         for name, value in state.items()
-        if isinstance(name, str) and name.startswith(prefix) and isinstance(value, Tensor)
+        if isinstance(name, str) and name.startswith(prefix) and isinstance(value, Array)
     }
 
 

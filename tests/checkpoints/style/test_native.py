@@ -16,6 +16,7 @@ from i2i_lightning.checkpoints import (
     save_style_discriminator,
     save_style_generator,
 )
+from i2i_lightning.checkpoints.seal import seal
 from i2i_lightning.checkpoints.style import rosinality
 from i2i_lightning.checkpoints.style.export import write_rosinality
 from i2i_lightning.checkpoints.style.load import describe_style, find_style, open_style
@@ -92,6 +93,19 @@ def test_checkpoint(tmp_path: Path, name: str) -> None:
 def test_checkpoint_without_average(tmp_path: Path) -> None:
     _, last = checkpoint(tmp_path / "last.ckpt", averaged=False)
     same(load_style_generator(tmp_path / "last.ckpt"), last)
+
+
+def test_a_sealed_checkpoint(tmp_path: Path) -> None:
+    """A byte that no checksum of the archive covers is told by the seal."""
+    path = tmp_path / "last.ckpt"
+    average, _ = checkpoint(path)
+    seal(path)
+    same(load_style_generator(path), average)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] ^= 1 << 4  # a flag that nobody looks at
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="checksum mismatch"):
+        load_style_generator(path)
 
 
 def test_run_folder(tmp_path: Path) -> None:
