@@ -212,6 +212,20 @@ def test_expressions(shell: Shell) -> None:
     assert text.startswith("i2i-edit: threshold=99: no row of the difference is that long")
 
 
+def test_an_expression_in_a_box_alone(shell: Shell) -> None:
+    words = ["operation=expression_transfer", "operation.threshold=0.1", "seeds=5,6,7", "output=out"]
+    status, text = shell(*words, "operation.strengths=0,2", "operation.box=0,0,5,16", "effort.blur_px=0.5")
+    assert status == 0, text
+    assert "expression.png, 4 x 1" in text
+    before, after = (pixels(f"out/images/expression_00{index}.png").astype(int) for index in range(2))
+    assert np.abs(before - drawn(of_seeds(5)[0])).max() <= 1
+    changed = np.abs(after - before).max((0, 2))
+    assert changed[:5].min() > 1
+    assert changed[13:].max() <= 1  # the layers that follow reach some pixels further
+    assert not Path("out/latents").exists()
+    assert "operation.box=1: give left" in shell(*words[:-1], "operation.box=1")[1]
+
+
 def test_styles(shell: Shell) -> None:
     assert shell("operation=style_transfer", "operation.content_rows=2", "seeds=3,4", "output=out")[0] == 0
     w = of_seeds(3, 4)

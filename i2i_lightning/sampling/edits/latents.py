@@ -16,9 +16,10 @@ from i2i_lightning.checkpoints.directions import load_directions, save_direction
 from i2i_lightning.checkpoints.latents import Latent, check_belongs
 from i2i_lightning.data.checks import check_choice
 from i2i_lightning.editing.directions import Direction, factorisation, found, principal_components, without
+from i2i_lightning.editing.local import attribute_transfer
 from i2i_lightning.editing.mixing import rows_of
 from i2i_lightning.editing.transfer import corners, expression_transfer, morph, style_transfer
-from i2i_lightning.sampling.edits.inputs import latent_files, numbers_of, read_latents
+from i2i_lightning.sampling.edits.inputs import box_of, latent_files, numbers_of, read_latents
 from i2i_lightning.sampling.edits.studio import Cell, Studio, blended
 from i2i_lightning.sampling.sampler import Sampler
 from i2i_lightning.types import UserError
@@ -108,11 +109,17 @@ class ExpressionTransfer:
         strengths: lambdas of the strip.
         threshold: Rows of w3 - w2 of a smaller L2 norm are dropped.
         normalise: Scale the rest to the norm 1, so that strengths compare between pairs.
+        box: left, top, right, bottom in pixels, as of the mouth: activations inside of it alone follow the
+            moved latent (Abdal et al. 2020); None moves the whole face.
+        layer: Layer of these activations; None takes the last convolution at 32 px, or at half of the side of
+            small images.
     """
 
     strengths: Any = (0.0, 0.5, 1.0, 1.5)
     threshold: float = 1.0
     normalise: bool = False
+    box: Any = None
+    layer: str | None = None
     takes = 3
 
     def run(self, studio: Studio) -> None:
@@ -132,6 +139,10 @@ class ExpressionTransfer:
                 self.normalise,
             )
 
+        if self.box is not None:
+            box = box_of(self.box, "operation.box")
+            self._write_in_box(studio, (neutral, expressive, face), strengths, moved(strengths), box)
+            return
         cells = [Cell(neutral, f"w2: {neutral.name}"), Cell(expressive, f"w3: {expressive.name}")]
         for index, (strength, w_plus) in enumerate(zip(strengths, moved(strengths), strict=True)):
             words = f"{strength:g}"
@@ -139,6 +150,41 @@ class ExpressionTransfer:
             cells.append(Cell(latent, words, f"expression_{index:03d}"))
         studio.write_sheet("expression", [cells])
         _write_strengths(studio, "expression", face, strengths, lambda value: moved([value])[0])
+
+    def _write_in_box(
+        self,
+        studio: Studio,
+        latents: tuple[Latent, Latent, Latent],
+        strengths: Sequence[float],
+        moved: Tensor,
+        box: tuple[int, int, int, int],
+    ) -> None:
+        """Write the strip where a box alone follows the moved latents; its pictures are no latents'."""
+        neutral, expressive, face = latents
+        if face.tuned is not None:
+            raise UserError("operation.box: mixes faces of one generator; take a latent without tuning")
+        place = studio.generator.w_avg
+        layer = self.layer or studio.middle_layer()
+        noise = None if face.noise is None else [map_.to(place) for map_ in face.noise]
+        w1 = face.w_plus[None].to(place)
+        shown = [
+            ("w2: " + neutral.name, studio.draw(neutral)),
+            ("w3: " + expressive.name, studio.draw(expressive)),
+        ]
+        for index, (strength, w_plus) in enumerate(zip(strengths, moved, strict=True)):
+            donor = w_plus[None].to(place)
+            made = attribute_transfer(
+                studio.generator, w1, donor, box, layer, noise, noise, studio.effort.blur_px
+            )
+            shown.append((f"{strength:g}", made.image))
+            studio.write_image(f"images/expression_{index:03d}", made.image)
+            if index == 0:
+                studio.write_image("steps/0_mask", 2 * made.steps["mask"] - 1)
+        studio.write_pictures("expression", shown)
+        studio.written += [f"images/, {len(moved)} PNG files", "steps/, 1 PNG file"]
+        studio.notes.append(
+            f"layer {layer}; pictures that a box was moved in are no latents', and have no files"
+        )
 
 
 def _write_strengths(studio: Studio, name: str, face: Latent, strengths: Sequence[float], moved: Any) -> None:

@@ -217,7 +217,7 @@ class AttributeTransfer:
                 raise UserError("operation.to: give left,top in pixels")
             to = (int(numbers[0]), int(numbers[1]))
         place = studio.generator.w_avg
-        layer = self.layer or _middle_layer(studio)
+        layer = self.layer or studio.middle_layer()
 
         def noise(latent: Latent) -> list[Tensor] | None:
             return None if latent.noise is None else [map_.to(place) for map_ in latent.noise]
@@ -236,15 +236,6 @@ class AttributeTransfer:
         studio.notes.append(f"layer {layer}; the result is no latent's picture, and has no latent file")
         picture = Picture(made.steps["face"].cpu(), (studio.generator.size_px,) * 2, face.name)
         _write(studio, made, picture, made.steps["mask"], "attribute_transfer", latent=False)
-
-
-def _middle_layer(studio: Studio) -> str:
-    """Return the last convolution at 32 px, or at half of the side of small images."""
-    generator = studio.generator
-    wanted = min(32, generator.size_px // 2)
-    names = [name for name in generator.layer_names if not name.endswith("image")]
-    sizes = [int(name.split(".")[0].removeprefix("b")) for name in names]
-    return [name for name, size in zip(names, sizes, strict=True) if size <= wanted][-1]
 
 
 def _rows(rows: Any, studio: Studio) -> list[int] | None:

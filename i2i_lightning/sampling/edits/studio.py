@@ -127,6 +127,13 @@ class Studio:
             metrics={},
         )
 
+    def middle_layer(self) -> str:
+        """Return the last convolution at 32 px, or at half of the side of small images."""
+        wanted = min(32, self.generator.size_px // 2)
+        names = [name for name in self.generator.layer_names if not name.endswith("image")]
+        sizes = [int(name.split(".")[0].removeprefix("b")) for name in names]
+        return [name for name, size in zip(names, sizes, strict=True) if size <= wanted][-1]
+
     # -------------------- writing
 
     @property
