@@ -18,7 +18,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.func import functional_call
 
 from i2i_lightning.checkpoints.io import write_beside
 from i2i_lightning.networks.style import StyleGenerator
@@ -67,12 +66,7 @@ class Latent:
         place = generator.w_avg
         w_plus = self.w_plus[None].to(place)
         noise: Any = "const" if self.noise is None else [map_.to(place) for map_ in self.noise]
-        tuned = {
-            name.removeprefix("synthesis."): value.to(place)
-            for name, value in (self.tuned or {}).items()
-            if name.startswith("synthesis.")
-        }
-        return functional_call(generator.synthesis, tuned, (w_plus, noise))  # type: ignore[no-any-return]
+        return generator.draw(w_plus, noise, self.tuned)
 
 
 def save_latent(path: str | Path, latent: Latent) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from i2i_lightning.networks.layers import at_least_float32
 from i2i_lightning.types import UserError
@@ -124,6 +125,20 @@ class StyleGenerator(nn.Module):
 
         self.synthesis(w_plus, noise, {name: reader(name) for name in names})
         return found
+
+    def draw(
+        self, w_plus: Tensor, noise: Noise = "const", tuned: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Return the images of ``w_plus``, with ``tuned`` weights in place of those of their names.
+
+        Args:
+            w_plus: Latents.
+            noise: As for ``synthesis``.
+            tuned: Weights ``synthesis.<name>``, as pivotal tuning leaves them; None for the generator's own.
+        """
+        weights = {name.removeprefix("synthesis."): value.to(w_plus) for name, value in (tuned or {}).items()}
+        image: Tensor = functional_call(self.synthesis, weights, (w_plus, noise))
+        return image
 
     def fingerprint(self) -> str:
         """Return a digest of the config and of all weights and stored maps, in hexadecimal.

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from i2i_lightning.networks.style import StyleGenerator
+from i2i_lightning.networks.style import Noise, StyleGenerator
 
 
 @dataclass
@@ -71,15 +70,9 @@ def render(
     images = []
     with torch.autocast(w_plus.device.type, enabled=False):
         for index in range(len(w_plus)):
-            maps = "const" if noise is None else [map_[index : index + 1] for map_ in noise]
-            arguments = (w_plus[index : index + 1], maps)
-            if tuned is None:
-                images.append(generator.synthesis(*arguments))
-            else:
-                weights = {
-                    name.removeprefix("synthesis."): value.to(w_plus) for name, value in tuned[index].items()
-                }
-                images.append(functional_call(generator.synthesis, weights, arguments))
+            maps: Noise = "const" if noise is None else [map_[index : index + 1] for map_ in noise]
+            own = None if tuned is None else tuned[index]
+            images.append(generator.draw(w_plus[index : index + 1], maps, own))
     if not images:
         return w_plus.new_zeros(0, generator.channels, generator.size_px, generator.size_px)
     return torch.cat(images)
