@@ -192,10 +192,16 @@ def discard_if_empty(run: Run) -> None:
     if not folder.is_dir() or any(entry.name not in own for entry in folder.iterdir()):
         return
     shutil.rmtree(folder)
-    for parent in folder.parents:
-        if Path.cwd() not in parent.parents or any(parent.iterdir()):
-            break
-        parent.rmdir()
+    remove_empty_parents(folder)
+
+
+def remove_empty_parents(folder: Path) -> None:
+    """Remove those folders between the working folder and ``folder``, an absolute path, that are empty."""
+    with suppress(OSError):  # one that is not empty stays, and so do those above it
+        for parent in folder.parents:
+            if Path.cwd() not in parent.parents:
+                break
+            parent.rmdir()
 
 
 # How a run is continued.

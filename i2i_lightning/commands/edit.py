@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +41,9 @@ def edit(run: Run) -> None:
     # First what is quickly checked, then the weights.
     operation = instantiate(config.operation, _convert_="all")
     studio = _studio(config, options, operation.takes)
-    studio.folder = output_folder(options["output"], "edit")
-    try:
+    with output_folder(options["output"], "edit") as studio.folder:
         _run(operation, studio)
         studio.write_record({key: value for key, value in options.items() if key != "debug"})
-    finally:
-        with suppress(OSError):
-            studio.folder.rmdir()  # it is empty where nothing came of it
     print(f"{record.shown(studio.folder)}: {studio.about['generator']}, {studio.generator.size_px} px")
     for line in [*studio.written, *(f"note: {note}" for note in studio.notes)]:
         print(f"  {line}")

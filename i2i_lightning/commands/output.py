@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -25,10 +27,24 @@ def check_output(output: str | None, overwrite: bool) -> None:
         )
 
 
-def output_folder(output: str | None, command: str) -> Path:
-    """Return the folder to write into: ``output``, else a new ``outputs/<command>/<time>``."""
+@contextmanager
+def output_folder(output: str | None, command: str) -> Iterator[Path]:
+    """Give the folder to write into: ``output``, else a new ``outputs/<command>/<time>``.
+
+    One that was not there before, and in which nothing came to be, is removed in the end, with parents that
+    it leaves empty.
+    """
+    from i2i_lightning.cli import record
     from i2i_lightning.config import unused_folder
 
-    if output is not None:
-        return Path(output)
-    return Path(unused_folder(f"outputs/{command}/{time.strftime('%Y-%m-%d_%H-%M-%S')}"))
+    was_there = output is not None and Path(output).is_dir()
+    if output is None:
+        output = unused_folder(f"outputs/{command}/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
+    folder = Path(output)
+    try:
+        yield folder
+    finally:
+        if not was_there:
+            with suppress(OSError):
+                folder.rmdir()
+                record.remove_empty_parents(folder.resolve())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,13 +49,9 @@ def sample(run: Run) -> None:
     sampler = Sampler(generator, device, **wanted)
     gallery = Gallery(sampler, Path(), source, options["tile_px"])
     request.check(sampler, gallery)
-    gallery.folder = output_folder(options["output"], "sample")
     began = time.perf_counter()
-    try:
+    with output_folder(options["output"], "sample") as gallery.folder:
         written = _draw(request, gallery)
-    finally:
-        with suppress(OSError):
-            gallery.folder.rmdir()  # it is empty where nothing came of it
     speed = request.num_images / (time.perf_counter() - began)
     name, fingerprint = (gallery.notes[key] for key in ("generator", "fingerprint"))
     about = f"{name}, {generator.size_px} px, fingerprint {fingerprint}"

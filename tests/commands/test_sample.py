@@ -398,7 +398,11 @@ def test_out_of_memory(shell: Shell, monkeypatch: pytest.MonkeyPatch, error: Run
     status, text = shell("batch_size=7")
     assert status == 1
     assert text == "i2i-sample: device=cpu: out of memory; lower batch_size (now 7)\n"
-    assert not list(Path("outputs/sample").iterdir())
+    assert not Path("outputs").exists()
+    Path("outputs/mine").mkdir(parents=True)
+    Path("empty").mkdir()
+    assert [shell(*words)[0] for words in ([], ["output=empty"], ["output=new"])] == [1, 1, 1]
+    assert sorted(map(str, Path().rglob("*"))) == ["empty", "outputs", "outputs/mine"]
 
 
 def test_ctrl_c_says_what_is_there(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
