@@ -332,8 +332,20 @@ class _Launch:
         return self._continue(folder, given, parsed)
 
     def _take(self, folder: Path) -> None:
-        from i2i_lightning.cli.lock import RunLock
+        """Take the run in ``folder`` as the one to continue, if it is one of this command's.
 
+        Raises:
+            UserError: If another command has begun it, or is at work on it.
+        """
+        from i2i_lightning.cli import record
+        from i2i_lightning.cli.lock import RunLock
+        from i2i_lightning.types import UserError
+
+        program = record.program(folder)
+        if program is not None and program != self.app.program:
+            run = record.shown(folder)
+            way = shlex.join([program, f"resume={run}"])
+            raise UserError(f"resume: {run} is a run of {program}; continue it with {way}")
         if is_first_process():
             self.lock = RunLock(folder)
             self.lock.acquire()

@@ -291,6 +291,15 @@ def first_overrides(folder: Path) -> list[str]:
     return [str(word) for word in OmegaConf.load(file)] if file.is_file() else []
 
 
+def program(folder: Path) -> str | None:
+    """Return the console command that began the run in ``folder``; None where its record is lost."""
+    try:
+        facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        return shlex.split(facts["command"])[0]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def finish(run: Run, epochs: int) -> None:
     """Record that a run has trained all its ``epochs``."""
     line = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "epochs": epochs}

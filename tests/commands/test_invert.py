@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from PIL import Image
 from i2i_lightning.checkpoints import load_style_generator, save_style_generator
 from i2i_lightning.checkpoints.latents import Latent, load_latent
 from i2i_lightning.commands.invert import APP
+from i2i_lightning.commands.train import APP as TRAIN
 from i2i_lightning.methods.inversion.method import Inversion
 from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
 from i2i_lightning.sampling.pictures import to_picture
@@ -200,6 +202,22 @@ def test_a_chunk_that_was_stopped_goes_on_as_if_it_had_not_been(
 
 
 # Slips.
+
+
+def test_a_run_is_continued_by_the_command_that_began_it(
+    shell: Shell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos("in", 1)
+    assert shell("images=in", "hydra.run.dir=run")[0] == 0
+    facts = json.loads(Path("run/environment.json").read_text())
+    for words in (["resume=run"], ["hydra.run.dir=run", "resume=auto"]):
+        assert TRAIN.main(words) == 1
+        said = "resume: run is a run of i2i-invert; continue it with i2i-invert resume=run\n"
+        assert capsys.readouterr().err == f"i2i-train: {said}"
+    Path("run/environment.json").write_text(json.dumps({**facts, "command": "i2i-train seed=1"}))
+    status, text = shell("resume=run")
+    assert status == 1
+    assert text == "i2i-invert: resume: run is a run of i2i-train; continue it with i2i-train resume=run\n"
 
 
 @pytest.mark.parametrize(
