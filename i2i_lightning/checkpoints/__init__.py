@@ -1,5 +1,6 @@
 """Reading and writing trained networks."""
 
+from i2i_lightning.checkpoints.identity import load_identity
 from i2i_lightning.checkpoints.load import (
     LoadedGenerator,
     load_discriminator,
@@ -13,6 +14,7 @@ __all__ = [
     "LoadedGenerator",
     "load_discriminator",
     "load_generator",
+    "load_identity",
     "load_style_discriminator",
     "load_style_generator",
     "open_generator",
