@@ -141,6 +141,8 @@ KEYS = {
         "method.start.kind": "mean, random, mapped, best, previous",
         "loss.lambda_mse": "weight of the pixels; each preset has its own",
         "loss.lambda_perceptual": "weight of the features; each preset has its own",
+        "loss.lambda_identity": "weight of the identity of faces, by the network of loss.identity.path",
+        "loss.identity.path": "your own model_ir_se50.pth, as pSp and e4e use it; null: none",
         "loss.perceptual.name": "auto takes a named substitute where weights are not at hand",
         "callbacks.results.video": "true writes the search of each image as an animation",
         "callbacks.results.snapshots": "pictures of a strip between target and result",

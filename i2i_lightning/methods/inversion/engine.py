@@ -17,7 +17,12 @@ from torch.optim import Adam, Optimizer
 
 from i2i_lightning.losses.noise import noise_regularizer, normalise_noise_
 from i2i_lightning.methods.inversion.embedding import Embedding, render
-from i2i_lightning.methods.inversion.objective import InversionLoss, Objective, latent_distance
+from i2i_lightning.methods.inversion.objective import (
+    NO_RECOGNISER,
+    InversionLoss,
+    Objective,
+    latent_distance,
+)
 from i2i_lightning.methods.inversion.stages import Stage, check_stages
 from i2i_lightning.methods.inversion.starts import FirstLatents, Start, Statistics, first_noise, statistics
 from i2i_lightning.methods.inversion.targets import Targets, normal
@@ -50,8 +55,8 @@ class Search:
     loop of another kind calls ``prepare`` and ``terms``, ``note`` before the optimiser steps, and ``advance``
     after it, as ``step`` does.
 
-    The generator and the perceptual network are left frozen and in evaluation mode. A tuned generator is put
-    back as it was.
+    The generator and the networks of the objective are left frozen and in evaluation mode. A tuned generator
+    is put back as it was.
 
     Args:
         generator: What draws.
@@ -117,6 +122,8 @@ class Search:
                 raise UserError(
                     f"method.stages.{name}: no term of the objective that it could lower has a weight"
                 )
+            if self.loss.identity is None and "identity" in {**self.weights_of(stage), **stage.stop_at}:
+                raise UserError(f"method.stages.{name}: {NO_RECOGNISER}")
             wrong = [row for row in stage.rows or () if not 0 <= row < self.generator.num_ws]
             if wrong or (stage.rows is not None and stage.space != "w_plus"):
                 raise UserError(
@@ -131,6 +138,9 @@ class Search:
                     f"stage {name} takes all its steps: stop_at.perceptual is meant for a learned distance"
                 )
             found[name] = stage
+        weighted = {term for stage in found.values() for term in self.weights_of(stage)}
+        if self.loss.identity is not None and "identity" not in weighted:
+            self.notes.append("identities are not compared: give loss.lambda_identity a weight")
         return check_stages(found)
 
     def _make_optimizers(self) -> dict[str, Adam]:

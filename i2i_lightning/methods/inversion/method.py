@@ -77,6 +77,7 @@ class Inversion(Method):
         )
         self.generator = generator
         self.perceptual = loss.perceptual  # a submodule, which goes where the generator goes
+        self.identity = loss.identity
         self.search = Search(generator, stages, loss, start, seed)
         for player in self.search.optimizers:
             self.add_player(player, [])  # latents, maps and weights that the search takes in and out

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from i2i_lightning.losses.features import Perceptual, style_loss
+from i2i_lightning.losses.identity import Identity, identity_loss
 from i2i_lightning.losses.reconstruction import at_least_float32, masked_mse
 from i2i_lightning.methods.inversion.stages import TERMS
 from i2i_lightning.methods.inversion.targets import Targets
@@ -17,8 +18,9 @@ from i2i_lightning.types import UserError
 
 STYLE_LAYERS = ("conv3_3",)
 """Where style is compared (Abdal et al. 2020, section 3.2)."""
-OF_IMAGES = ("perceptual", "mse", "mse_outside", "style")
+OF_IMAGES = ("perceptual", "mse", "mse_outside", "style", "identity")
 """Terms that the image decides, and not the latent."""
+NO_RECOGNISER = "identities need a network; give your loss.identity.path=model_ir_se50.pth"
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,11 @@ class InversionLoss:
 
     ``perceptual``, where the perceptual mask lets through, and ``mse``, where the mask does, compare with the
     image wanted; ``mse_outside`` compares the rest with another, and ``style`` Gram matrices with a third.
-    ``prior`` is the mean over rows of ``||w - mean||^2 / std^2``: 1 for latents as the mapping gives them.
-    ``anchor`` is the same distance from the latent that a stage begins with, or one that was given. ``noise``
-    keeps noise maps free of pictures (Karras et al. 2020, appendix D). Terms whose images are not given, or
-    that what moves cannot change, are left out.
+    ``identity`` compares who is seen where features count (Richardson et al. 2021, arXiv 2008.00951, equation
+    4). ``prior`` is the mean over rows of ``||w - mean||^2 / std^2``: 1 for latents as the mapping gives
+    them. ``anchor`` is the same distance from the latent that a stage begins with, or one that was given.
+    ``noise`` keeps noise maps free of pictures (Karras et al. 2020, appendix D). Terms whose images are not
+    given, or that what moves cannot change, are left out.
 
     Args:
         perceptual: What compares images by features; None leaves the term out.
@@ -41,9 +44,11 @@ class InversionLoss:
         lambda_prior: Weight of the distance from the mean latent.
         lambda_anchor: Weight of the distance from the anchor.
         lambda_noise: Weight of the noise regulariser.
+        identity: What compares identities; None leaves the term out.
+        lambda_identity: Weight of the identity.
 
     Raises:
-        UserError: If a weight is negative, or the network does not have what the style is compared in.
+        UserError: If a weight is negative, or identity has one and no network.
     """
 
     perceptual: Perceptual | None
@@ -54,11 +59,15 @@ class InversionLoss:
     lambda_prior: float = 0.0
     lambda_anchor: float = 0.0
     lambda_noise: float = 0.0
+    identity: Identity | None = None
+    lambda_identity: float = 0.0
 
     def __post_init__(self) -> None:
         for term, value in self._weights().items():
             if value < 0:
                 raise UserError(f"loss.lambda_{term}={value}: a weight is 0 or more")
+        if self.lambda_identity > 0 and self.identity is None:
+            raise UserError(f"loss.lambda_identity={self.lambda_identity}: {NO_RECOGNISER}")
 
     def weights(self) -> dict[str, float]:
         """Return the weight of each term."""
@@ -69,16 +78,22 @@ class InversionLoss:
         return {term: float(getattr(self, f"lambda_{term}")) for term in TERMS}
 
     def notes(self) -> list[str]:
-        """Return what is not what its name says."""
-        if self.perceptual is None or not self.perceptual.substitute:
-            return []
-        shown = self.perceptual.protocol.partition(" (")[0]  # the rest is in the settings
-        return [f"perceptual distance: {shown}; fetch the weights with i2i-weights"]
+        """Return what is not what its name says, and which file of the user's it depends on."""
+        notes = []
+        if self.perceptual is not None and self.perceptual.substitute:
+            shown = self.perceptual.protocol.partition(" (")[0]  # the rest is in the settings
+            notes.append(f"perceptual distance: {shown}; fetch the weights with i2i-weights")
+        if self.identity is not None:
+            notes.append(f"identity: {self.identity.source}")
+        return notes
 
     def settings(self) -> dict[str, Any]:
-        """Return weights and network as plain containers."""
-        network = None if self.perceptual is None else self.perceptual.protocol
-        return {"perceptual": network} | {f"lambda_{term}": value for term, value in self._weights().items()}
+        """Return weights and networks as plain containers."""
+        networks = {
+            "perceptual": None if self.perceptual is None else self.perceptual.protocol,
+            "identity": None if self.identity is None else self.identity.protocol,
+        }
+        return networks | {f"lambda_{term}": value for term, value in self._weights().items()}
 
 
 class Objective:
@@ -98,6 +113,11 @@ class Objective:
         self.perceptual = loss.perceptual
         self.features: dict[str, Tensor] = {}
         self.style: dict[str, Tensor] = {}
+        self.identity = loss.identity if "identity" in names else None
+        self.faces: Tensor | None = None
+        if self.identity is not None:
+            self.identity.to(targets.real.device, at_least_float32(targets.real).dtype)
+            self.faces = self._faces_wanted()
         if self.perceptual is None:
             return
         self.perceptual.to(targets.real.device, targets.real.dtype)
@@ -120,6 +140,25 @@ class Objective:
         parts = [self.perceptual.features(image) for image in torch.split(images, 1)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
+    @torch.no_grad()
+    def _faces_wanted(self) -> Tensor:
+        everyone = torch.arange(len(self.targets), device=self.targets.real.device)
+        return torch.cat([self._faces(self.targets.real[one], one) for one in torch.split(everyone, 1)])
+
+    def _faces(self, images: Tensor, index: Tensor) -> Tensor:
+        """Return the features of who is seen in ``images``, grey where features of the targets do not count.
+
+        What a target shows there may be anything; so it is the same on both sides.
+        """
+        assert self.identity is not None
+        where = self._where(index)
+        return self.identity.features(images if where is None else images * where)
+
+    def _where(self, index: Tensor) -> Tensor | None:
+        """Return where the features of the targets ``index`` count; None for everywhere."""
+        where = self.targets.rows("perceptual_mask", index)
+        return self.targets.rows("mask", index) if where is None else where
+
     def terms(self, image: Tensor, weights: Mapping[str, float], index: Tensor) -> dict[str, Tensor]:
         """Return the terms that the images decide, unweighted, (n,) each.
 
@@ -136,9 +175,8 @@ class Objective:
         if self.perceptual is not None and ("perceptual" in weights or ("style" in weights and self.style)):
             features = self.perceptual.features(image)
         if "perceptual" in weights and self.perceptual is not None:
-            where = targets.rows("perceptual_mask", index)
             wanted = {name: value[index] for name, value in self.features.items()}
-            terms["perceptual"] = self.perceptual.distance(features, wanted, mask if where is None else where)
+            terms["perceptual"] = self.perceptual.distance(features, wanted, self._where(index))
         if "mse" in weights:
             terms["mse"] = masked_mse(image, targets.real[index], mask)
         if "mse_outside" in weights and targets.outside is not None and mask is not None:
@@ -149,6 +187,8 @@ class Objective:
             wanted = {name: value if len(value) == 1 else value[index] for name, value in self.style.items()}
             where = targets.rows("style_mask", index)
             terms["style"] = style_loss(features, wanted, where, layers=STYLE_LAYERS)
+        if "identity" in weights and self.faces is not None:
+            terms["identity"] = identity_loss(self._faces(image, index), self.faces[index])
         return terms
 
     def cross(self, images: Tensor, weights: Mapping[str, float], index: Tensor) -> Tensor:

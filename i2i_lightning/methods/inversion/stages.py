@@ -13,7 +13,7 @@ LATENTS = ("z", "w", "w_plus")
 """Spaces of the latent, from the smallest: a latent can go on in a larger one, never in a smaller."""
 MOVABLE = (*LATENTS, "noise", "generator")
 
-TERMS = ("perceptual", "mse", "mse_outside", "style", "prior", "anchor", "noise")
+TERMS = ("perceptual", "mse", "mse_outside", "style", "identity", "prior", "anchor", "noise")
 """Terms of the objective; see :class:`~i2i_lightning.methods.inversion.objective.InversionLoss`."""
 
 
