@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image
@@ -20,9 +21,10 @@ from i2i_lightning.callbacks.drawing import data_uri
 from i2i_lightning.checkpoints.io import write_beside
 from i2i_lightning.checkpoints.latents import Latent, load_latent, save_latent
 from i2i_lightning.losses.perceptual import LPIPS
+from i2i_lightning.methods.ranks import gather
 from i2i_lightning.metrics.image import psnr, ssim
 from i2i_lightning.sampling.pictures import to_picture, write_png
-from i2i_lightning.sampling.sheets import Layout, Sheet, tile_side
+from i2i_lightning.sampling.sheets import Layout, Sheet, tile, tile_side
 from i2i_lightning.types import UserError
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ COLUMNS = {
     "memory_mb": "memory, MB",
 }
 """Key of each figure in latent files, and its heading. ``distance`` is that from the mean latent in units of
-the deviation of w; ``seconds`` are those of the chunk over its images; ``memory`` is the device's peak."""
+the deviation of w; ``seconds`` are those of the chunk over its images; ``memory`` is the device's peak. Of a
+chunk that was stopped and resumed both are of all its parts."""
 
 
 class InversionResults(Callback):
@@ -67,7 +70,9 @@ class InversionResults(Callback):
         self.snapshots = snapshots
         self.video = video
         self.frames = frames
+        self._chunk = -1
         self._began = 0.0
+        self._before = (0.0, 0.0)  # seconds and MB of the chunk before this process took it up
         self._seen: list[Tensor] = []
         self._marks: set[int] = set()
         self._lpips: LPIPS | None = None
@@ -76,31 +81,59 @@ class InversionResults(Callback):
     # -------------------- while a chunk is searched for
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find out what can be measured."""
+        """Find out what can be measured, and go on with the clock of a chunk that is resumed."""
         try:
             self._lpips = LPIPS("vgg").to(pl_module.device)
         except UserError:
             self._notes.append("LPIPS was not measured: i2i-weights get lpips_vgg16")
         search: Any = pl_module.search
         self._notes += [*search.notes, *search.loss.notes()]
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the clock and the pictures of a chunk."""
-        self._began = time.monotonic()
-        self._seen = []
         steps = int(trainer.num_training_batches)
         wanted = self.frames if self.video else self.snapshots
         # Most happens in the beginning: marks lie closer there.
         self._marks = {round(steps * (index / max(wanted, 1)) ** 2) for index in range(wanted)}
-        if pl_module.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(pl_module.device)
+        self._start_clock(pl_module.device)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the clock and the pictures of a chunk, unless it goes on."""
+        if self._chunk == trainer.current_epoch:
+            return
+        self._chunk, self._before, self._seen = trainer.current_epoch, (0.0, 0.0), []
+        self._start_clock(pl_module.device)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep a picture of how far the images are, at a few steps."""
         if batch_idx in self._marks and len(batch["real"]) and not pl_module.search.done:  # type: ignore[union-attr]
-            self._seen.append(pl_module.preview(batch)["output"].float().cpu())  # type: ignore[operator]
+            self._seen.append(_as_shown(pl_module.preview(batch)["output"].float().cpu()))  # type: ignore[operator]
+
+    def _start_clock(self, device: torch.device) -> None:
+        self._began = time.monotonic()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def _spent(self, device: torch.device) -> tuple[float, float]:
+        """Return the chunk's seconds and peak of memory, in MB, so far; 0 MB where no device tells."""
+        seconds, memory = self._before
+        now = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
+        return seconds + time.monotonic() - self._began, max(memory, now)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put in what is known of the chunks that every process is at."""
+        mine = {"chunk": self._chunk, "spent": self._spent(pl_module.device), "seen": self._seen}
+        checkpoint["inversion_results"] = gather(trainer, mine)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take out what was known of the chunk that this process was at."""
+        ranks = checkpoint.get("inversion_results", [])
+        if trainer.global_rank < len(ranks):
+            mine = ranks[trainer.global_rank]
+            self._chunk, self._before, self._seen = mine["chunk"], tuple(mine["spent"]), list(mine["seen"])
 
     # -------------------- when it is through
 
@@ -113,12 +146,12 @@ class InversionResults(Callback):
         targets = search.targets.real.float()
         image = found.image.float().clamp(-1, 1)
         figures = self._measure(image, targets)
-        seconds = (time.monotonic() - self._began) / len(found)
+        seconds, memory = self._spent(pl_module.device)
         folder = Path(trainer.default_root_dir)
         for index, name in enumerate(found.names):
             metrics = {key: float(values[index]) for key, values in figures.items()}
             metrics |= {"distance": float(found.distance[index]), "steps": int(found.steps[index])}
-            metrics |= {"seconds": seconds} | _memory(pl_module.device)
+            metrics |= {"seconds": seconds / len(found)} | ({"memory_mb": memory} if memory else {})
             metrics |= {f"loss_{key}": float(values[index]) for key, values in found.terms.items()}
             latent = Latent(
                 w_plus=found.w_plus[index].float(),
@@ -140,6 +173,7 @@ class InversionResults(Callback):
                 write_png(folder / "strips" / f"{name}.png", strip, notes)
             if self.video:
                 self._animate(folder / "videos" / f"{name}.webp", index, found.image[index])
+        self._seen = []  # the checkpoint that comes now need not hold them
 
     def _measure(self, image: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return the figures of pictures as they are saved, 8 bits deep, (N,) each."""
@@ -155,17 +189,21 @@ class InversionResults(Callback):
     def _strip(self, target: Tensor, index: int, result: Tensor) -> Image.Image:
         """Return target, pictures of the search and result side by side."""
         every = max(1, len(self._seen) // max(self.snapshots, 1))
-        shown = [target, *(batch[index] for batch in self._seen[::every][: self.snapshots]), result]
-        side = tile_side(target.shape[-1], None)
-        sheet = Sheet(Layout(len(shown), 1, side))
+        ends = [to_picture(image.float().cpu()) for image in (target, result)]
+        shown = [ends[0], *self._pictures(index)[::every][: self.snapshots], ends[1]]
+        sheet = Sheet(Layout(len(shown), 1, tile_side(target.shape[-1], None)))
         words = ["target", *[""] * (len(shown) - 2), "found"]
         for column, (picture, word) in enumerate(zip(shown, words, strict=True)):
-            sheet.put(column, 0, to_picture(picture.float().cpu()), word)
+            sheet.put(column, 0, picture, word)
         return sheet.image
 
+    def _pictures(self, index: int) -> list[Image.Image]:
+        """Return the search of an image."""
+        return [Image.fromarray(batch[index].numpy()) for batch in self._seen]
+
     def _animate(self, path: Path, index: int, result: Tensor) -> None:
-        frames = [to_picture(batch[index]) for batch in self._seen] + [to_picture(result.float().cpu())]
-        side = tile_side(frames[0].width, None)
+        frames = [*self._pictures(index), to_picture(result.float().cpu())]
+        side = tile_side(frames[-1].width, None)
         frames = [frame.resize((side, side), Image.Resampling.LANCZOS) for frame in frames]
         write_beside(
             path,
@@ -196,10 +234,11 @@ def _levels(images: Tensor) -> Tensor:
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def _memory(device: torch.device) -> dict[str, float]:
-    if device.type != "cuda":
-        return {}
-    return {"memory_mb": torch.cuda.max_memory_allocated(device) / 2**20}
+def _as_shown(images: Tensor) -> Tensor:
+    """Return images as pictures no larger than strips show them, uint8 (N, H, W) or (N, H, W, C)."""
+    side = min(images.shape[-1], tile_side(images.shape[-1], None))
+    pictures = [tile(to_picture(image), side) for image in images]
+    return torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])
 
 
 def read_rows(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:

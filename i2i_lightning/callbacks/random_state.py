@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
 from lightning import Trainer
+
+from i2i_lightning.methods.ranks import gather
 
 
 def random_state(device: torch.device | None = None) -> dict[str, Any]:
@@ -53,12 +54,7 @@ def set_random_state(state: Mapping[str, Any], device: torch.device | None = Non
 
 def gather_random_states(trainer: Trainer) -> list[dict[str, Any]]:
     """Return the states of all processes, by rank; to be called on all of them."""
-    mine = random_state(trainer.strategy.root_device)
-    if trainer.world_size == 1:
-        return [mine]
-    states: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(states, mine)
-    return states
+    return gather(trainer, random_state(trainer.strategy.root_device))
 
 
 def restore_random_states(trainer: Trainer, states: Sequence[Mapping[str, Any]], batches: int) -> None:

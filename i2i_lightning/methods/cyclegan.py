@@ -17,6 +17,7 @@ from i2i_lightning.losses.reconstruction import l1_loss
 from i2i_lightning.losses.regularizers import gradient_penalty
 from i2i_lightning.methods.base import Columns, Method, OptimizerFactory, RateScaling, TestMode
 from i2i_lightning.methods.image_pool import ImagePool
+from i2i_lightning.methods.ranks import gather
 from i2i_lightning.methods.schedules import Schedule
 from i2i_lightning.networks.passes import each, treats_images_alone
 from i2i_lightning.types import UnpairedBatch, UserError
@@ -283,12 +284,7 @@ class CycleGAN(Method):
         """Add the pools of every process."""
         super().on_save_checkpoint(checkpoint)
         mine = {domain: pool.state_dict() for domain, pool in self.pools.items()}
-        world_size = self.trainer.world_size
-        states: list[Any] = [mine]
-        if world_size > 1:
-            states = [None] * world_size
-            torch.distributed.all_gather_object(states, mine)
-        checkpoint["image_pools"] = states
+        checkpoint["image_pools"] = gather(self.trainer, mine)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take this process's pools back; those of a process that was not there begin empty."""

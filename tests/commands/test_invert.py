@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 
 from i2i_lightning.checkpoints import load_style_generator, save_style_generator
+from i2i_lightning.checkpoints.io import read_checkpoint
 from i2i_lightning.checkpoints.latents import Latent, load_latent
 from i2i_lightning.commands.invert import APP
 from i2i_lightning.commands.train import APP as TRAIN
@@ -102,8 +104,7 @@ def assert_equal(one: Latent, other: Latent) -> None:
     assert one.noise is not None
     assert other.noise is not None
     assert all(torch.equal(a, b) for a, b in zip(one.noise, other.noise, strict=True))
-    measured = [{k: v for k, v in each.metrics.items() if k != "seconds"} for each in (one, other)]
-    assert measured[0] == measured[1]
+    assert one.metrics == other.metrics
 
 
 # Results.
@@ -179,25 +180,41 @@ def power_cut(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int | None]
 
 
 def test_a_chunk_that_was_stopped_goes_on_as_if_it_had_not_been(
-    shell: Shell, power_cut: Callable[[int | None], list[int]]
+    shell: Shell, power_cut: Callable[[int | None], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def clock(steps: list[int]) -> None:
+        """Let a step take a second; a process has a clock of its own."""
+        tells = SimpleNamespace(monotonic=lambda: float(len(steps)))
+        monkeypatch.setattr("i2i_lightning.callbacks.inversions.time", tells)
+
     photos("in")
-    words = ["images=in", "callbacks.checkpoints.every_n_batches=2"]
+    words = ["images=in", "callbacks.checkpoints.every_n_batches=2", "callbacks.results.video=true"]
+    clock(power_cut(None))
     assert shell(*words)[0] == 0
-    power_cut(STEPS + 4)
+    clock(power_cut(STEPS + 4))
     with pytest.raises(RuntimeError, match="power cut"):
         shell(*words)
     whole, stopped = runs()
     first = stopped / "latents" / "0.safetensors"
     before = first.read_bytes(), first.stat().st_ino
     assert not (stopped / "latents" / "2.safetensors").exists()
+    held = read_checkpoint(stopped / "checkpoints" / "last.ckpt")["inversion_results"]
+    assert [rank["chunk"] for rank in held] == [1]
+    assert {picture.dtype for rank in held for picture in rank["seen"]} == {torch.uint8}
     seen = power_cut(None)
+    clock(seen)
     status, text = shell(f"resume={stopped}")
     assert status == 0, text
     assert seen == [1, *[2] * STEPS], "chunk 1 goes on after its fourth batch, and chunk 0 rests"
     assert (first.read_bytes(), first.stat().st_ino) == before
     for one, other in zip(found(whole), found(stopped), strict=True):
         assert_equal(one, other)
+    assert [latent.metrics["seconds"] for latent in found(stopped)] == [STEPS / 2] * 4 + [STEPS]
+    for shown in ("strips/*.png", "videos/*.webp"):
+        files = [[path.read_bytes() for path in sorted(run.glob(shown))] for run in (whole, stopped)]
+        assert len(files[0]) == 5
+        assert files[0] == files[1]
+    assert read_checkpoint(stopped / "checkpoints" / "last.ckpt")["inversion_results"][0]["seen"] == []
     assert runs() == [whole, stopped]
 
 

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from i2i_lightning.methods.inversion.objective import InversionLoss
 from i2i_lightning.methods.inversion.stages import Stage
 from i2i_lightning.methods.inversion.starts import Start
 from i2i_lightning.methods.inversion.targets import Targets
+from i2i_lightning.methods.ranks import gather
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.types import UserError
 
@@ -237,15 +237,10 @@ class Inversion(Method):
         """Put in how far the images of every process are, instead of networks that never change."""
         super().on_save_checkpoint(checkpoint)
         state = self._state["search"] if self._state is not None else self.search.state_dict()
-        mine = {"chunk": self.chunk, "search": state}
-        ranks: list[Any] = [mine]
-        if self.trainer.world_size > 1:
-            ranks = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(ranks, mine)
         checkpoint["inversion"] = {
             "fingerprint": self.fingerprint,
             "settings": self.search.settings(),
-            "ranks": ranks,
+            "ranks": gather(self.trainer, {"chunk": self.chunk, "search": state}),
         }
         checkpoint["state_dict"] = {"idle": self.idle.detach().clone()}
         checkpoint["optimizer_states"] = []  # every process has its own, in its state
