@@ -124,7 +124,8 @@ class ConvertConfig:
     output: str = MISSING
     """File to write."""
     format: Optional[str] = None  # noqa: UP045
-    """reference, safetensors, torchscript, onnx or lightning; null goes by the suffix of output."""
+    """reference, safetensors, torchscript, onnx or lightning; safetensors or rosinality of a style-based
+    generator; null goes by the suffix of output."""
     network: Optional[str] = None  # noqa: UP045
     """generator or discriminator; null takes the generator where there is one, and all for lightning."""
     direction: Optional[str] = None  # noqa: UP045

@@ -97,6 +97,8 @@ KEYS = {
     "convert": {
         "checkpoint": "file, run folder, or folder of the reference project's latest_net_*.pth",
         "output": "file; .pth, .safetensors, .onnx, .pt (TorchScript; of a StyleGAN, rosinality's) or .ckpt",
+        "format": "reference, safetensors, torchscript, onnx, lightning; of a StyleGAN safetensors, "
+        "rosinality; null goes by the suffix of output",
         "network": "generator or discriminator",
         "direction": "ab or ba, for a checkpoint that holds both",
         "averaged": "take the moving average of the weights where there is one",

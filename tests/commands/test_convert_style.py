@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 
 from i2i_lightning.checkpoints import load_style_discriminator, load_style_generator
 from i2i_lightning.checkpoints.style.load import open_style
-from i2i_lightning.commands.convert import APP
+from i2i_lightning.cli import help as help_page
+from i2i_lightning.cli.folders import conf_dir
+from i2i_lightning.commands.convert import APP, WORDS
 from tests.checkpoints.style import peers
 
 
@@ -80,6 +83,14 @@ def test_a_hostile_pickle_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert APP.main([f"checkpoint={tmp_path / 'g.pkl'}", f"output={tmp_path / 'g.safetensors'}"]) != 0
     err = capsys.readouterr().err.strip()
     assert err == f"i2i-convert: {tmp_path / 'g.pkl'}: refused: it names os.system; nothing of it was run"
+
+
+def test_help_and_config_name_every_format() -> None:
+    page = help_page.page("i2i-convert", "convert", None, conf_dir())
+    (line,) = re.findall(r"^format: .*$", (conf_dir() / "convert.yaml").read_text(), re.MULTILINE)
+    for name in WORDS:
+        assert name in page.partition("  format=")[2].partition("  network=")[0]
+        assert name in line
 
 
 def test_format_rosinality_wants_a_style(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
