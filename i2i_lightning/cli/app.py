@@ -40,7 +40,6 @@ HARMLESS_WARNINGS = (
     r".*is smaller than the logging interval",  # our curves count batches across epochs
     r".*LeafSpec",  # Lightning's own use of a deprecated name
     r".*srun.* command is available",
-    r".*You passed in a `val_dataloader` but have no `validation_step`",  # an inversion validates nothing
     r".*Attribute .* is an instance of `nn.Module` and is already saved",
 )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from i2i_lightning.data.checks import FileProblem, check_choice, raise_problems
@@ -199,9 +200,8 @@ class TargetImages(ImageDataModule):
             self._train_sampler.skip(*self._continue_at)
         return self._loader(chunks, self._train_sampler, self.batch_size, True)
 
-    def val_dataloader(self):  # type: ignore[no-untyped-def]
-        """Return nothing: there is no validation."""
-        return []
+    # An inversion validates nothing, and Lightning warns of a loader that it has no step for.
+    val_dataloader = LightningDataModule.val_dataloader
 
     def to_network(self, batch: Item) -> ImageBatch:
         """Return images as floats in [-1, 1]."""
