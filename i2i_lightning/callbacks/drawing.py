@@ -1,4 +1,4 @@
-"""Small things that pages are made of: pictures inside of the file, round ticks, numbers for people.
+"""Small things that pages are made of: their frame, pictures inside of them, round ticks, numbers for people.
 
 Imports no torch: a page about many runs is made without it.
 """
@@ -8,11 +8,29 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from html import escape
 
 from PIL import Image, features
 
 from i2i_lightning.loggers.pictures import Pixels
+
+
+def html_page(title: str, style: str, sections: Iterable[str]) -> str:
+    """Return a page in one file, which loads nothing.
+
+    Args:
+        title: Its title, as text.
+        style: CSS.
+        sections: HTML, one below the other; empty ones are left out.
+    """
+    body = "\n".join(section for section in sections if section)
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{escape(title)}</title><link rel='icon' href='data:,'>"
+        f"<style>\n{style}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
+    )
 
 
 def data_uri(pixels: Pixels | Image.Image, largest_px: int) -> str:

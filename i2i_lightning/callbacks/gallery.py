@@ -15,7 +15,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 import i2i_lightning
-from i2i_lightning.callbacks.drawing import data_uri, duration, number, running_mean, ticks
+from i2i_lightning.callbacks.drawing import data_uri, duration, html_page, number, running_mean, ticks
 from i2i_lightning.callbacks.health import Health
 from i2i_lightning.callbacks.previews import Preview, PreviewGrid, preview
 from i2i_lightning.callbacks.readings import Terms, TermSums, batch_size, batch_terms, batches_trained
@@ -337,16 +337,8 @@ class Gallery(Callback):
             _environment(run / "environment.json"),
         ]
         written = dt.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
-        return (
-            "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-            "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-            f"<title>{escape(title)}</title><link rel='icon' href='data:,'>"
-            f"<style>\n{_text(STYLE)}</style></head>\n"
-            "<body><main>\n"
-            + "\n".join(section for section in sections if section)
-            + f"\n<footer>i2i_lightning {escape(i2i_lightning.__version__)} · written {written}</footer>\n"
-            "</main></body></html>\n"
-        )
+        footer = f"<footer>i2i_lightning {escape(i2i_lightning.__version__)} · written {written}</footer>"
+        return html_page(title, _text(STYLE), [*sections, footer])
 
     def _header(self, trainer: Trainer, title: str, run: Path) -> str:
         state, reason = self._status

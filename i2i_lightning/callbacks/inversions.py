@@ -17,7 +17,7 @@ from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
 
-from i2i_lightning.callbacks.drawing import data_uri
+from i2i_lightning.callbacks.drawing import data_uri, html_page
 from i2i_lightning.checkpoints.io import write_beside
 from i2i_lightning.checkpoints.latents import Latent, load_latent, save_latent
 from i2i_lightning.losses.perceptual import LPIPS
@@ -42,6 +42,15 @@ COLUMNS = {
 """Key of each figure in latent files, and its heading. ``distance`` is that from the mean latent in units of
 the deviation of w; ``seconds`` are those of the chunk over its images; ``memory`` is the device's peak. Of a
 chunk that was stopped and resumed both are of all its parts."""
+
+STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#222;"
+    "background:#fafaf8}table{border-collapse:collapse;display:block;overflow-x:auto}"
+    "th,td{padding:.25rem .75rem;text-align:right;border-bottom:1px solid #ddd}"
+    "th:first-child,td:first-child{text-align:left}img{max-width:100%}figure{margin:1.5rem 0}"
+    "figcaption{color:#555}"
+)
+"""CSS of the page."""
 
 
 class InversionResults(Callback):
@@ -313,19 +322,9 @@ def _page(
         words = html.escape(f"{name}: {_shown(row.get('psnr'))} dB")
         image = f'<img src="{uri}" alt="{words}">'
         figures.append(f"<figure>{image}<figcaption>{words}</figcaption></figure>")
-    style = (
-        "body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#222;"
-        "background:#fafaf8}table{border-collapse:collapse;display:block;overflow-x:auto}"
-        "th,td{padding:.25rem .75rem;text-align:right;border-bottom:1px solid #ddd}"
-        "th:first-child,td:first-child{text-align:left}img{max-width:100%}figure{margin:1.5rem 0}"
-        "figcaption{color:#555}"
-    )
     said = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>Inversion</title><style>{style}</style><h1>Inversion of {len(rows)} images</h1>"
-        f"<table>{cells}</table>{said}{''.join(figures)}</html>"
-    )
+    heading = f"<h1>Inversion of {len(rows)} images</h1>"
+    return html_page("Inversion", STYLE, [heading, f"<table>{cells}</table>", said, *figures])
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from i2i_lightning import __version__, callbacks
-from i2i_lightning.callbacks.drawing import data_uri, number
+from i2i_lightning.callbacks.drawing import data_uri, html_page, number
 from i2i_lightning.sweeps import charts, strips, tables
 from i2i_lightning.sweeps.charts import REST, Line, Mark
 from i2i_lightning.sweeps.directions import base_name, better
@@ -43,17 +43,10 @@ def page(sweep: Sweep, beside: Path) -> str:
         _study(sweep, colours),
         _curves(sweep, colours),
         _runs(sweep, colours, beside),
+        f"<footer>i2i_lightning {escape(__version__)}</footer>",
     ]
     style = "".join(path.read_text(encoding="utf-8") for path in STYLES)
-    title = tables.title(sweep)
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(title)}</title><link rel='icon' href='data:,'>"
-        f"<style>\n{style}</style></head>\n<body><main>\n"
-        + "\n".join(section for section in sections if section)
-        + f"\n<footer>i2i_lightning {escape(__version__)}</footer>\n</main></body></html>\n"
-    )
+    return html_page(tables.title(sweep), style, sections)
 
 
 def _colours(sweep: Sweep) -> dict[str, str]:
