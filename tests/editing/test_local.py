@@ -22,7 +22,8 @@ from i2i_lightning.editing.local import (
     noise_rate,
     soften,
 )
-from i2i_lightning.losses.features import IMAGE2STYLEGANPP_LAYERS, perceptual
+from i2i_lightning.losses.backbones import IMAGE2STYLEGANPP_LAYERS
+from i2i_lightning.losses.features import perceptual
 from i2i_lightning.methods.inversion import InversionLoss
 from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
 from i2i_lightning.types import UserError

@@ -13,20 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from i2i_lightning import weights
-from i2i_lightning.losses import features as module
-from i2i_lightning.losses.features import (
+from i2i_lightning.losses import backbones
+from i2i_lightning.losses.backbones import (
     IMAGE2STYLEGAN_LAYERS,
     IMAGE2STYLEGANPP_LAYERS,
     LPIPS_LAYERS,
     VGG16_LAYERS,
-    Perceptual,
     VGG16Features,
+    random_vgg16,
+)
+from i2i_lightning.losses.features import (
+    Perceptual,
     downsample_px,
     feature_distance,
     gram_matrix,
     perceptual,
     perceptual_loss,
-    random_vgg16,
     resize_masks,
     style_loss,
 )
@@ -371,7 +373,7 @@ def test_slips(arguments: dict[str, object], message: str) -> None:
 
 def test_no_substitute_is_built_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "load", lambda name, folder: random_vgg16(1.0))
-    monkeypatch.setattr(module, "random_vgg16", None)
+    monkeypatch.setattr(backbones, "random_vgg16", None)
     assert perceptual("vgg16").name == "vgg16"
 
 

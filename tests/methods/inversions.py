@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from i2i_lightning import config
-from i2i_lightning.losses.features import Perceptual, VGG16Features, perceptual_loss, random_vgg16
+from i2i_lightning.losses.backbones import VGG16Features, random_vgg16
+from i2i_lightning.losses.features import Perceptual, perceptual_loss
 from i2i_lightning.methods.inversion import InversionLoss, Search, Stage, Start, Targets
 from i2i_lightning.methods.inversion.method import Inversion
 from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator

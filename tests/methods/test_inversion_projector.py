@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from i2i_lightning.losses.features import LPIPS_LAYERS, VGG16Features, random_vgg16
+from i2i_lightning.losses.backbones import LPIPS_LAYERS, VGG16Features, random_vgg16
 from i2i_lightning.methods.inversion import Search, Targets
 from i2i_lightning.methods.inversion.targets import normal
 from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
