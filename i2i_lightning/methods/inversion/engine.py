@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch import Tensor
+from torch.optim import Optimizer
 
 from i2i_lightning.losses.noise import noise_regularizer, normalise_noise_
 from i2i_lightning.methods.inversion.embedding import Embedding, render
+from i2i_lightning.methods.inversion.leaves import Leaves
 from i2i_lightning.methods.inversion.objective import (
     NO_RECOGNISER,
     InversionLoss,
@@ -98,13 +99,11 @@ class Search:
         self.first_space = next((stage.space for stage in self.stages.values() if stage.space), "w_plus")
         if self.start.kind == "mean" and self.first_space == "z":
             raise UserError("method.start.kind=mean: z has no mean latent; give best, mapped or random")
-        self.latent = nn.Parameter(torch.zeros(0), requires_grad=False)
-        self.noise = [nn.Parameter(torch.zeros(0), requires_grad=False) for _ in generator.noise_shapes]
-        self.optimizers = self._make_optimizers()
+        self._leaves = Leaves(generator, self.stages.values())
+        self.latent, self.noise = self._leaves.latent, self._leaves.noise
+        self.optimizers = self._leaves.optimizers
         self.targets: Targets | None = None
         self.done = True
-        tunes = any(stage.tunes for stage in self.stages.values())
-        self._original = {name: p.detach().clone() for name, p in self._tunable()} if tunes else {}
         self._statistics: tuple[Tensor | None, Statistics] | None = None
 
     def _checked(self, stages: dict[str, Stage]) -> dict[str, Stage]:
@@ -142,20 +141,6 @@ class Search:
         if self.loss.identity is not None and "identity" not in weighted:
             self.notes.append("identities are not compared: give loss.lambda_identity a weight")
         return check_stages(found)
-
-    def _make_optimizers(self) -> dict[str, Adam]:
-        """Return one optimiser for each player; rates, betas and epsilon are set stage by stage."""
-        tunable = [p for _, p in self._tunable()]
-        groups = {
-            "latent": [[self.latent]],
-            "noise": [self.noise],
-            "joint": [[self.latent], self.noise],
-            "generator": [tunable],
-        }
-        players = dict.fromkeys(stage.player for stage in self.stages.values())
-        return {
-            player: Adam([{"params": list(group)} for group in groups[player]], lr=0.0) for player in players
-        }
 
     # -------------------- a batch
 
@@ -263,13 +248,7 @@ class Search:
 
     def prepare(self) -> Optimizer:
         """Set the rates of this step and return its optimiser."""
-        stage = self.stage
-        optimizer = self.optimizers[stage.player]
-        noise_rate = stage.rate if stage.noise_rate is None else stage.noise_rate
-        rates = {"noise": [noise_rate], "joint": [stage.rate, noise_rate]}.get(stage.player, [stage.rate])
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * stage.factor(self.step_index)
-        return optimizer
+        return self._leaves.prepare(self.stage, self.step_index)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -371,7 +350,7 @@ class Search:
                     for group in self.optimizers["generator"].param_groups:
                         group["lr"] = 0.0
             else:
-                self._held = [leaf.detach().clone() for leaf in (self.latent, *self.noise)]
+                self._held = [leaf.detach().clone() for leaf in self._leaves.of_images]
 
     def _record(self, terms: Mapping[str, Tensor], total: Tensor) -> None:
         names = [*terms, "total"]
@@ -390,7 +369,7 @@ class Search:
             self.stopped |= self.reached
             if not stage.tunes:
                 stopped = self.stopped[self.present]
-                for leaf, held in zip((self.latent, *self.noise), self._held, strict=True):
+                for leaf, held in zip(self._leaves.of_images, self._held, strict=True):
                     leaf.copy_(torch.where(_column(stopped, leaf), held, leaf))
         self.steps[self.present] += ~self.stopped[self.present]
         self.step_index += 1
@@ -429,22 +408,7 @@ class Search:
     def _let_move(self, index: Tensor) -> None:
         """Work on the images ``index`` from now on, with a fresh optimiser."""
         self.present = index
-        self.latent.data = self.kept_latent[index].clone()
-        for leaf, kept in zip(self.noise, self.kept_noise, strict=True):
-            leaf.data = kept[index].clone()
-        self._set_gradients()
-        optimizer = self.optimizers[self.stage.player]
-        optimizer.state.clear()
-        for group in optimizer.param_groups:
-            group["betas"], group["eps"] = tuple(self.stage.betas), self.stage.eps
-
-    def _set_gradients(self) -> None:
-        """Let gradients flow to what moves now, and nowhere else."""
-        self.latent.requires_grad_(not self.done and self.stage.space is not None)
-        for leaf in self.noise:
-            leaf.requires_grad_(not self.done and self.stage.moves_noise)
-        for _, parameter in self._tunable():
-            parameter.requires_grad_(not self.done and self.stage.tunes)
+        self._leaves.begin(self.stage, self.kept_latent[index], [kept[index] for kept in self.kept_noise])
 
     def _let_go(self) -> None:
         """Leave out those who have stopped once they are half of the batch: a smaller one is faster."""
@@ -455,17 +419,12 @@ class Search:
         elif 2 * left <= len(moving):
             self._write_back()
             index = moving.nonzero().flatten()
-            states = self.optimizers[self.stage.player].state
-            for leaf in (self.latent, *self.noise):
-                leaf.data = leaf.data[index].clone()
-                for name, value in states.get(leaf, {}).items():
-                    if value.dim() > 0:  # moments; the count of steps is common
-                        states[leaf][name] = value[index].clone()
+            self._leaves.keep(self.stage, index)
             self.present = self.present[index]
 
     def _write_back(self) -> None:
         """Keep the latents and maps of those present."""
-        for kept, leaf in zip([self.kept_latent, *self.kept_noise], [self.latent, *self.noise], strict=True):
+        for kept, leaf in zip([self.kept_latent, *self.kept_noise], self._leaves.of_images, strict=True):
             kept[self.present] = leaf.detach()
 
     def _finish_stage(self) -> None:
@@ -480,9 +439,7 @@ class Search:
     def _finish_image(self) -> None:
         """Keep the weights that were tuned for an image, and go on to the next image."""
         assert self.targets is not None
-        self.tuned.append({name: p.detach().to("cpu", copy=True) for name, p in self._tunable()})
-        for name, parameter in self._tunable():
-            parameter.data.copy_(self._original[name])
+        self.tuned.append(self._leaves.take_weights())
         self.image_index += 1
         self.step_index = 0
         if self.image_index == len(self.targets):
@@ -497,13 +454,7 @@ class Search:
             self._begin_stage()
             return
         self.done = True
-        self._set_gradients()
-        for optimizer in self.optimizers.values():
-            optimizer.state.clear()
-
-    def _tunable(self) -> list[tuple[str, nn.Parameter]]:
-        """Return the weights that pivotal tuning moves: the mapping plays no part in an image of w."""
-        return [(f"synthesis.{name}", p) for name, p in self.generator.synthesis.named_parameters()]
+        self._leaves.rest()
 
     # -------------------- results
 
@@ -522,7 +473,7 @@ class Search:
         if self.best is not None:
             return self.best.latent, self.best.noise
         latent, noise = self.kept_latent.clone(), [map_.clone() for map_ in self.kept_noise]
-        for kept, leaf in zip([latent, *noise], [self.latent, *self.noise], strict=True):
+        for kept, leaf in zip([latent, *noise], self._leaves.of_images, strict=True):
             kept[self.present] = leaf.detach()
         return latent, noise
 
@@ -590,15 +541,12 @@ class Search:
         if len(self.targets) == 0:
             return state
         state["tensors"] = {name: getattr(self, name) for name in TENSORS}
-        state["latent"], state["noise"] = self.latent.data, [leaf.data for leaf in self.noise]
+        state |= self._leaves.state_dict(None if self.done else self.stage)
         state["kept_noise"] = self.kept_noise
         if not self.done:
             state["best"] = None
             if self.best is not None:
                 state["best"] = [self.best.total, self.best.latent, *self.best.noise]
-            if self.stage.tunes:
-                state["weights"] = {name: p.data for name, p in self._tunable()}
-            state["optimizers"] = {name: each.state_dict() for name, each in self.optimizers.items()}
         return _on_cpu(state)  # type: ignore[no-any-return]
 
     @torch.no_grad()
@@ -624,18 +572,10 @@ class Search:
         for name, value in state["tensors"].items():
             setattr(self, name, value.to(self.device, copy=True))
         self.kept_noise = [map_.to(self.device, copy=True) for map_ in state["kept_noise"]]
-        for leaf, value in zip([self.latent, *self.noise], [state["latent"], *state["noise"]], strict=True):
-            leaf.data = value.to(self.device, copy=True)
-        if self.done:
-            return
-        if state["best"] is not None:
+        self._leaves.load_state_dict(state, None if self.done else self.stage)
+        if not self.done and state["best"] is not None:
             total, latent, *noise = (value.to(self.device, copy=True) for value in state["best"])
             self.best = Best(total, latent, noise)
-        for name, parameter in self._tunable() if "weights" in state else []:
-            parameter.data.copy_(state["weights"][name])
-        self._set_gradients()
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
 
 
 def embed(
