@@ -6,13 +6,16 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from i2i_lightning.data.alignment import crop, face_quad, landmarks_of
+from i2i_lightning.data.cache import Pictures
 from i2i_lightning.data.checks import FileProblem, check_choice, raise_problems
 from i2i_lightning.data.dataset import FileImages, PictureSource, fetch
-from i2i_lightning.data.decode import CONVERSIONS, EXTENSIONS, SideFormat, read_header
+from i2i_lightning.data.decode import CONVERSIONS, EXTENSIONS, SideFormat, decode, read_header
 from i2i_lightning.data.display import images_to_rgb
 from i2i_lightning.data.module import ImageDataModule, Item
 from i2i_lightning.data.pairs import content_of, list_images, name_below
@@ -22,7 +25,8 @@ from i2i_lightning.data.toyfaces.images import ToyFacesPictures
 from i2i_lightning.data.transforms import Geometry, scale_to_network
 from i2i_lightning.types import ImageBatch, UserError
 
-FITS = ("refuse", "crop")
+FITS = ("refuse", "crop", "align")
+KEY = "data.fit=align"
 
 
 class Chunks:
@@ -84,7 +88,8 @@ class TargetImages(ImageDataModule):
         size_px: Side of the generator's images, to which other squares are resized; ``i2i-invert`` fills it
             in.
         channels: Channels of the generator's images, which files must agree with; filled in as well.
-        fit: What becomes of an image that is not square: ``refuse``, or ``crop`` its middle.
+        fit: What becomes of an image that is not square: ``refuse``, or ``crop`` its middle. ``align`` cuts
+            the face out of every image, as FFHQ does; all faces are found before anything is searched.
         convert: ``none``, or ``match`` to convert 8-bit files to the generator's one or three channels.
         limit: Take the first so many images; None takes all.
         num_faces: Toy faces, where ``images`` is None.
@@ -163,21 +168,24 @@ class TargetImages(ImageDataModule):
         if twice:
             raise UserError(f"images: two are called {twice[0]}; their results would overwrite each other")
         side = SideFormat("", "image", self.channels, self.convert)
-        source = FileImages(
-            [path for _, path in found], side, Geometry("scale_shortest", None, self.size_px), False
-        )
+        paths = [path for _, path in found]
+        where = f"images={given[0] if len(given) == 1 else f'{len(given)} places'}"
+        if self.fit == "align":
+            return AlignedFaces(paths, side, self.size_px[0], where), names
+        source = FileImages(paths, side, Geometry("scale_shortest", None, self.size_px), False)
         problems = []
         for index, (_, path) in enumerate(found):
             try:
                 header = source.checked(read_header, path, side)
                 if header.height != header.width and self.fit == "refuse":
                     shown = f"{header.width}x{header.height}"
-                    raise FileProblem("not square", "crop it, or data.fit=crop takes its middle", shown)
+                    mend = "crop it, or data.fit=crop takes its middle, data.fit=align its face"
+                    raise FileProblem("not square", mend, shown)
                 source.headers(index)
             except FileProblem as problem:
                 problem.name = problem.name or str(path)
                 problems.append(problem)
-        raise_problems(f"images={given[0] if len(given) == 1 else f'{len(given)} places'}", problems)
+        raise_problems(where, problems)
         return source, names
 
     def train_dataloader(self):  # type: ignore[no-untyped-def]
@@ -234,6 +242,43 @@ class _Cropped:
         height, width = picture.shape[-2:]
         top, left = (height - self.side) // 2, (width - self.side) // 2
         return (picture[..., top : top + self.side, left : left + self.side],)
+
+
+class AlignedFaces:
+    """Faces cut out of photos as FFHQ has them; see :mod:`i2i_lightning.data.alignment`.
+
+    Args:
+        paths: Files of photos.
+        side: What is expected of them.
+        size_px: Side of a face.
+        where: The images' place in the config, for messages.
+
+    Raises:
+        UserError: If a file is unusable, or does not show one face: one message for all of them.
+    """
+
+    def __init__(self, paths: Sequence[Path], side: SideFormat, size_px: int, where: str) -> None:
+        self.paths, self.side, self.size_px = paths, side, size_px
+        self.quads: list[Tensor] = []
+        problems = []
+        for path in paths:
+            try:
+                pixels = decode(path, side)
+                self.quads.append(face_quad(landmarks_of(path, pixels, KEY)))
+            except FileProblem as problem:
+                problem.name = problem.name or str(path)
+                problems.append(problem)
+            except UserError as error:
+                words = str(error).removeprefix(f"{KEY}: ").removeprefix(f"{path}: ")
+                problems.append(FileProblem(f"not one face to align ({KEY})", detail=words, name=str(path)))
+        raise_problems(where, problems)
+
+    def __getitem__(self, index: int) -> Pictures:
+        """Return the face of a photo, uint8 ``(C, size_px, size_px)``."""
+        pixels = torch.from_numpy(np.array(decode(self.paths[index], self.side)))
+        whole = scale_to_network(pixels).permute(2, 0, 1)[None]
+        face = crop(whole, self.quads[index], self.size_px)[0]
+        return (face.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).numpy(),)
 
 
 def find_files(place: str) -> list[tuple[str, Path]]:

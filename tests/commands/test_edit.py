@@ -18,7 +18,7 @@ from i2i_lightning.checkpoints.latents import Latent, load_latent, save_latent
 from i2i_lightning.cli import help as help_page
 from i2i_lightning.cli.folders import conf_dir
 from i2i_lightning.commands.edit import APP
-from i2i_lightning.editing.alignment import face_quad
+from i2i_lightning.data.alignment import face_quad
 from i2i_lightning.editing.transfer import corners, expression_transfer, morph, style_transfer
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
@@ -451,15 +451,15 @@ def test_landmarks_are_found_or_asked_for(shell: Shell, monkeypatch: pytest.Monk
     points = a_face("me")
     Path("me.landmarks.json").unlink()
     words = ["operation=inpaint", "operation.image=me.png", "operation.hole=me.png", "align=true", *QUICK]
-    monkeypatch.setattr("i2i_lightning.sampling.edits.inputs.can_detect", lambda: False)
+    monkeypatch.setattr("i2i_lightning.data.alignment.can_detect", lambda: False)
     text = shell(*words)[1]
     assert text.startswith("i2i-edit: align=true: no me.landmarks.json beside me.png")
     assert text.count("\n") == 1
-    monkeypatch.setattr("i2i_lightning.sampling.edits.inputs.can_detect", lambda: True)
-    monkeypatch.setattr("i2i_lightning.sampling.edits.inputs.detect", lambda pixels: points[None])
+    monkeypatch.setattr("i2i_lightning.data.alignment.can_detect", lambda: True)
+    monkeypatch.setattr("i2i_lightning.data.alignment.detect", lambda pixels: points[None])
     status, text = shell(*words, "output=out")
     assert status == 0, text
-    monkeypatch.setattr("i2i_lightning.sampling.edits.inputs.detect", lambda pixels: points.expand(3, -1, -1))
+    monkeypatch.setattr("i2i_lightning.data.alignment.detect", lambda pixels: points.expand(3, -1, -1))
     assert "me.png: 3 faces were found; crop the image to one" in shell(*words)[1]
 
 

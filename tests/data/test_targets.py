@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from i2i_lightning.data.alignment import crop, face_quad
 from i2i_lightning.data.targets import Chunks, TargetImages, find_files
 from i2i_lightning.types import UserError
 
@@ -150,3 +152,31 @@ def test_impossible_options(options: dict[str, Any], message: str) -> None:
         TargetImages(None, SIDE, 3, **options)
     assert message in str(slip.value)
     assert len(str(slip.value).splitlines()) == 1
+
+
+FACE = [[30.0, 30.0]] * 36 + [[20.0, 20.0]] * 6 + [[40.0, 20.0]] * 6 + [[22.0, 42.0]] + [[30.0, 42.0]] * 5
+FACE += [[38.0, 42.0]] + [[30.0, 42.0]] * 13
+
+
+def test_faces_are_cut_out_of_photos(tmp_path: Path) -> None:
+    photo = picture(tmp_path / "a.png", (60, 70))
+    (tmp_path / "a.landmarks.json").write_text(json.dumps(FACE))
+    data = targets(photo, fit="align")
+    found = data.preview_batch(1)["real"]
+    pixels = torch.from_numpy(np.array(Image.open(photo))).permute(2, 0, 1)[None] / 127.5 - 1
+    wanted = crop(pixels, face_quad(torch.tensor(FACE)), SIDE)
+    assert found.shape == (1, 3, SIDE, SIDE)
+    assert float((found - wanted).abs().max()) <= 0.5 / 127.5 + 1e-6
+
+
+def test_photos_without_one_face_are_listed_together(tmp_path: Path) -> None:
+    for name, faces in (("a", []), ("b", [FACE, FACE]), ("c", [FACE])):
+        picture(tmp_path / f"{name}.png", (60, 70))
+        (tmp_path / f"{name}.landmarks.json").write_text(json.dumps(faces))
+    with pytest.raises(UserError) as raised:
+        targets(tmp_path, fit="align")
+    text = str(raised.value)
+    assert "2 files cannot be used\n  2 not one face to align (data.fit=align): " in text
+    assert "a.landmarks.json: no face was found" in text
+    assert "b.landmarks.json: 2 faces were found" in text
+    assert "c.png" not in text

@@ -1,8 +1,7 @@
-"""What an edit is given: latents by file, folder or seed; pictures and masks; landmarks of faces."""
+"""What an edit is given: latents by file, folder or seed; pictures and masks."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ import torch
 from torch import Tensor
 
 from i2i_lightning.checkpoints.latents import SUFFIX, Latent, load_latent
+from i2i_lightning.data.alignment import crop, face_quad, landmarks_of
 from i2i_lightning.data.checks import FileProblem
 from i2i_lightning.data.decode import SideFormat, decode, read_header
 from i2i_lightning.data.transforms import resize, scale_to_network
-from i2i_lightning.editing.alignment import can_detect, crop, detect, face_quad, the_one_face
 from i2i_lightning.editing.ranges import as_written, parts_of, whole_numbers
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.sampling.sampler import MAX_SEED, Sampler
@@ -94,7 +93,7 @@ class Picture:
         size: (height, width) of the file.
         name: The file's name, without suffix.
         whole: (1, C, H, W), the picture that ``image`` was cut out of; None where it is all of it.
-        quad: Corners of ``image`` in the whole; see :func:`~i2i_lightning.editing.alignment.face_quad`.
+        quad: Corners of ``image`` in the whole; see :func:`~i2i_lightning.data.alignment.face_quad`.
     """
 
     image: Tensor
@@ -141,7 +140,7 @@ class Reader:
         size = (header.height, header.width)
         if self.align:
             whole = _image(pixels)
-            quad = face_quad(landmarks_of(path, pixels))
+            quad = face_quad(landmarks_of(path, pixels, "align=true"))
             return Picture(crop(whole, quad, side), size, path.stem, whole, quad)
         if header.height != header.width:
             raise UserError(
@@ -213,49 +212,6 @@ def _image(pixels: Any) -> Tensor:
     """Return pixels (H, W, C) as (1, C, H, W) in [-1, 1]."""
     values = scale_to_network(torch.from_numpy(np.array(pixels)))  # a copy: what PIL gives is read-only
     return values.permute(2, 0, 1)[None].contiguous()
-
-
-def landmarks_of(path: Path, pixels: Any) -> Tensor:
-    """Return the 68 points of the face in a picture.
-
-    They are read from ``<name>.landmarks.json`` or ``<name>.landmarks.npy`` beside it, where there is one:
-    68 pairs of x and y in pixels, or a list of faces of such pairs. Else dlib finds them.
-
-    Args:
-        path: The picture's file.
-        pixels: (H, W, C).
-
-    Raises:
-        UserError: If there is no face, or there are several; if neither file nor dlib is there.
-    """
-    files = [path.with_name(f"{path.stem}.landmarks{suffix}") for suffix in (".json", ".npy")]
-    file = next((file for file in files if file.is_file()), None)
-    if file is not None:
-        return the_one_face(_read_landmarks(file), str(file))
-    if not can_detect():
-        raise UserError(
-            f"align=true: no {files[0].name} beside {path} (68 points x, y), nor dlib to find them: "
-            "pip install 'i2i_lightning[faces]'"
-        )
-    if pixels.dtype != np.uint8 or pixels.shape[2] not in (1, 3):
-        raise UserError(f"align=true: {path}: faces are found in 8-bit grey or RGB; give {files[0].name}")
-    return the_one_face(detect(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]), str(path))
-
-
-def _read_landmarks(file: Path) -> Tensor:
-    try:
-        if file.suffix == ".npy":
-            points = np.load(file, allow_pickle=False).astype(np.float64)
-        else:
-            points = np.array(json.loads(file.read_text(encoding="utf-8")), dtype=np.float64)
-    except (ValueError, TypeError, OSError):
-        raise UserError(f"{file}: no list of points, such as [[x, y], ...] in pixels") from None
-    if points.size == 0:
-        return torch.zeros(0, 68, 2)
-    faces = points[None] if points.ndim == 2 else points
-    if faces.ndim != 3 or faces.shape[1:] != (68, 2):
-        raise UserError(f"{file}: shape {points.shape}; a face has 68 points (68, 2), x and y in pixels")
-    return torch.from_numpy(faces)
 
 
 def numbers_of(value: Any, key: str) -> list[float]:

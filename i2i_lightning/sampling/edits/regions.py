@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from i2i_lightning.checkpoints.latents import SUFFIX, Latent, save_latent
-from i2i_lightning.editing.alignment import paste
+from i2i_lightning.data.alignment import paste
 from i2i_lightning.editing.local import (
     Edited,
     attribute_transfer,

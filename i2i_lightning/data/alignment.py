@@ -6,6 +6,7 @@ mouth in their places, upright, at their size. The crop is decided by 68 points 
 
 from __future__ import annotations
 
+import json
 import math
 from importlib.util import find_spec
 from pathlib import Path
@@ -197,3 +198,47 @@ def detect(pixels: npt.NDArray[np.uint8]) -> Tensor:
     found = [locate(pixels, box) for box in detector(np.ascontiguousarray(pixels), 1)]
     points = [[(part.x, part.y) for part in shape.parts()] for shape in found]
     return torch.tensor(points, dtype=torch.float64).reshape(-1, POINTS, 2)
+
+
+def landmarks_of(path: Path, pixels: npt.NDArray[Any], key: str) -> Tensor:
+    """Return the 68 points of the face in a picture.
+
+    They are read from ``<name>.landmarks.json`` or ``<name>.landmarks.npy`` beside it, where there is one:
+    68 pairs of x and y in pixels, or a list of faces of such pairs. Else dlib finds them.
+
+    Args:
+        path: The picture's file.
+        pixels: (H, W, C).
+        key: The option that asks for them, as ``key=value``, for messages.
+
+    Raises:
+        UserError: If there is no face, or there are several; if neither file nor dlib is there.
+    """
+    files = [path.with_name(f"{path.stem}.landmarks{suffix}") for suffix in (".json", ".npy")]
+    file = next((file for file in files if file.is_file()), None)
+    if file is not None:
+        return the_one_face(_read_landmarks(file), str(file))
+    if not can_detect():
+        raise UserError(
+            f"{key}: no {files[0].name} beside {path} (68 points x, y), nor dlib to find them: "
+            "pip install 'i2i_lightning[faces]'"
+        )
+    if pixels.dtype != np.uint8 or pixels.shape[2] not in (1, 3):
+        raise UserError(f"{key}: {path}: faces are found in 8-bit grey or RGB; give {files[0].name}")
+    return the_one_face(detect(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]), str(path))
+
+
+def _read_landmarks(file: Path) -> Tensor:
+    try:
+        if file.suffix == ".npy":
+            points = np.load(file, allow_pickle=False).astype(np.float64)
+        else:
+            points = np.array(json.loads(file.read_text(encoding="utf-8")), dtype=np.float64)
+    except (ValueError, TypeError, OSError):
+        raise UserError(f"{file}: no list of points, such as [[x, y], ...] in pixels") from None
+    if points.size == 0:
+        return torch.zeros(0, 68, 2)
+    faces = points[None] if points.ndim == 2 else points
+    if faces.ndim != 3 or faces.shape[1:] != (68, 2):
+        raise UserError(f"{file}: shape {points.shape}; a face has 68 points (68, 2), x and y in pixels")
+    return torch.from_numpy(faces)

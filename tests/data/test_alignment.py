@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from i2i_lightning.editing import alignment
-from i2i_lightning.editing.alignment import crop, detect, face_quad, paste, the_one_face
+from i2i_lightning.data import alignment
+from i2i_lightning.data.alignment import crop, detect, face_quad, paste, the_one_face
 from i2i_lightning.types import UserError
 
 
