@@ -19,10 +19,6 @@ from i2i_lightning.methods.inversion import Embedding, InversionLoss, Stage, Tar
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.types import UserError
 
-NOISE_GAIN = 0.15
-SLOWEST, FASTEST = 0.05, 50.0
-"""Bounds of the rate that is chosen for noise maps."""
-
 
 @dataclass(frozen=True)
 class Effort:
@@ -34,8 +30,8 @@ class Effort:
         latent_steps: Steps on the latent.
         latent_rate: Adam's rate there.
         noise_steps: Steps on the noise maps; 0 leaves them alone.
-        noise_rate: Adam's rate there; None is :data:`NOISE_GAIN` over what a map of deviation 1 does to the
-            image: generators multiply their maps by anything from 0.001 to 0.5.
+        noise_rate: Adam's rate there; None has one for each map by how much it does to the image; see
+            :func:`~i2i_lightning.methods.inversion.leaves.noise_rates`.
         blur_px: Deviation of the Gaussian that softens masks; None is a thirty-second of the side.
     """
 
@@ -409,19 +405,11 @@ def _embed_noise(
     """Mk_n: with the latent at rest, bring the noise to x where the mask is and to y elsewhere."""
     if effort.noise_steps == 0 or not generator.noise_shapes:
         return latent
-    rate = effort.noise_rate or noise_rate(generator, latent.w_plus)
-    stages = {"noise": Stage(["noise"], effort.noise_steps, rate, ramp_down=0.5)}
+    stages = {
+        "noise": Stage(["noise"], effort.noise_steps, noise_rate=effort.noise_rate or "auto", ramp_down=0.5)
+    }
     pixels = InversionLoss(None)
     return embed(generator, targets, stages, pixels, seed=seed, latent=latent.w_plus, noise=latent.noise)
-
-
-@torch.no_grad()
-def noise_rate(generator: StyleGenerator, w_plus: Tensor) -> float:
-    """Return a rate of noise maps that moves the image of ``w_plus (1, L, D)`` as fast for any generator."""
-    rng = torch.Generator().manual_seed(0)
-    maps = [torch.randn(1, 1, *shape, generator=rng).to(w_plus) for shape in generator.noise_shapes]
-    effect = (generator.synthesis(w_plus, maps) - generator.synthesis(w_plus, "none")).square().mean().sqrt()
-    return min(max(NOISE_GAIN / max(float(effect), 1e-9), SLOWEST), FASTEST)
 
 
 def _edited(latent: Embedding, final: Embedding, steps: dict[str, Tensor]) -> Edited:

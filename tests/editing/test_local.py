@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from i2i_lightning.editing.local import (
-    FASTEST,
     Edited,
     Effort,
     attribute_transfer,
@@ -19,7 +18,6 @@ from i2i_lightning.editing.local import (
     inpaint,
     local_edit,
     local_style_transfer,
-    noise_rate,
     soften,
 )
 from i2i_lightning.losses.backbones import IMAGE2STYLEGANPP_LAYERS
@@ -239,17 +237,6 @@ def test_soft_masks_keep_their_range_and_their_mass() -> None:
     ones = torch.ones(1, 1, SIZE, SIZE)
     torch.testing.assert_close(soften(ones, Effort(blur_px=3.0)), ones)
     assert torch.equal(soften(box(), Effort(blur_px=0)), box())
-
-
-def test_noise_rates_follow_the_strength_of_noise(generator: StyleGAN2Generator, latents: Tensor) -> None:
-    weaker = tiny()
-    for layer in weaker.synthesis.layers:
-        layer.noise_strength.mul_(0.1)
-    strong, weak = (noise_rate(each, latents[:1]) for each in (generator, weaker))
-    assert weak == pytest.approx(10 * strong, rel=0.3)
-    for layer in weaker.synthesis.layers:
-        layer.noise_strength.zero_()
-    assert noise_rate(weaker, latents[:1]) == FASTEST  # and not infinite
 
 
 def test_labels_reach_the_embedding(images: Tensor) -> None:

@@ -21,6 +21,7 @@ from i2i_lightning.methods.inversion import (
     render,
     statistics,
 )
+from i2i_lightning.methods.inversion.leaves import FASTEST, noise_rates
 from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
 from i2i_lightning.types import UserError
 from tests.methods.inversions import PRESETS, features, generator, images, loss, names, part, preset, search
@@ -64,6 +65,32 @@ def test_a_batch_equals_its_images_alone(name: str) -> None:
             assert alone.tuned is not None
             for key, value in batch.tuned[index].items():
                 close(value, alone.tuned[0][key])
+
+
+def test_noise_rates_follow_what_each_map_does() -> None:
+    whole, weaker = generator(), generator()
+    for layer in weaker.synthesis.layers:
+        layer.noise_strength.data.fill_(0.02)
+    whole.load_state_dict(weaker.state_dict())
+    for layer in weaker.synthesis.layers[1:]:
+        layer.noise_strength.data.mul_(0.1)
+    strong, weak = noise_rates(whole), noise_rates(weaker)
+    assert len(strong) == len(whole.noise_shapes)
+    assert weak[0] == pytest.approx(strong[0], rel=1e-3)
+    assert weak[1:] == pytest.approx([10 * rate for rate in strong[1:]], rel=0.3)
+    weaker.synthesis.layers[0].noise_strength.data.zero_()
+    assert noise_rates(weaker)[0] == FASTEST  # and not infinite
+    with pytest.raises(UserError, match="^noise_rate=fast: give a positive number, auto or null$"):
+        Stage(["noise"], 1, noise_rate="fast")  # type: ignore[arg-type]
+
+
+def test_automatic_rates_reach_the_optimiser_map_by_map() -> None:
+    joint = {"joint": Stage(["w_plus", "noise"], 2, rate=0.5, noise_rate="auto")}
+    mine = Search(generator(), joint, loss())
+    mine.begin(targets(1))
+    mine.step()
+    rates = [group["lr"] for group in mine.optimizers["joint"].param_groups]
+    assert rates == [0.5, *noise_rates(generator())]
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -12,6 +12,11 @@ from torch.optim import Adam, Optimizer
 from i2i_lightning.methods.inversion.stages import Stage
 from i2i_lightning.networks.style import StyleGenerator
 
+NOISE_GAIN = 0.1
+"""What a step of Adam on a noise map does to the image at first, root mean square in [-1, 1]."""
+FASTEST = 1000.0
+"""Highest rate that is chosen for a noise map."""
+
 
 class Leaves:
     """Latents and noise maps of the images that are worked on, the generator's weights, and their optimisers.
@@ -35,16 +40,18 @@ class Leaves:
         self.latent = nn.Parameter(torch.zeros(0), requires_grad=False)
         self.noise = [nn.Parameter(torch.zeros(0), requires_grad=False) for _ in generator.noise_shapes]
         self.optimizers = self._make_optimizers(stages)
+        self._auto_rates: list[float] | None = None
         tunes = any(stage.tunes for stage in stages)
         self._original = {name: p.detach().clone() for name, p in self._tunable()} if tunes else {}
 
     def _make_optimizers(self, stages: Iterable[Stage]) -> dict[str, Adam]:
         """Return one optimiser for each player; rates, betas and epsilon are set stage by stage."""
         tunable = [p for _, p in self._tunable()]
+        maps = [[leaf] for leaf in self.noise]  # each may have a rate of its own
         groups = {
             "latent": [[self.latent]],
-            "noise": [self.noise],
-            "joint": [[self.latent], self.noise],
+            "noise": maps,
+            "joint": [[self.latent], *maps],
             "generator": [tunable],
         }
         players = dict.fromkeys(stage.player for stage in stages)
@@ -66,11 +73,18 @@ class Leaves:
     def prepare(self, stage: Stage, step: int) -> Optimizer:
         """Set the rates of a step of ``stage`` and return its optimiser."""
         optimizer = self.optimizers[stage.player]
-        noise_rate = stage.rate if stage.noise_rate is None else stage.noise_rate
-        rates = {"noise": [noise_rate], "joint": [stage.rate, noise_rate]}.get(stage.player, [stage.rate])
+        of_noise = self._noise_rates(stage) if stage.moves_noise else []
+        rates = {"noise": of_noise, "joint": [stage.rate, *of_noise]}.get(stage.player, [stage.rate])
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * stage.factor(step)
         return optimizer
+
+    def _noise_rates(self, stage: Stage) -> list[float]:
+        if stage.noise_rate == "auto":
+            if self._auto_rates is None:
+                self._auto_rates = noise_rates(self.generator)
+            return self._auto_rates
+        return [stage.rate if stage.noise_rate is None else stage.noise_rate] * len(self.noise)
 
     # -------------------- coming and going
 
@@ -140,3 +154,24 @@ class Leaves:
         self._set_gradients(stage)
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+
+
+@torch.no_grad()
+def noise_rates(generator: StyleGenerator) -> list[float]:
+    """Return a rate for each noise map with which it moves the image as fast in any generator.
+
+    Generators multiply their maps by anything from 0.001 to 0.5, layer by layer: the rate is
+    :data:`NOISE_GAIN` over what a map of deviation 1, alone, does to the image of the mean latent, root mean
+    square, and not above :data:`FASTEST`.
+    """
+    w_plus = generator.w_avg.reshape(-1, generator.w_dim)[:1].expand(generator.num_ws, -1)[None]
+    rng = torch.Generator().manual_seed(0)
+    maps = [torch.zeros(1, 1, *shape).to(w_plus) for shape in generator.noise_shapes]
+    without = generator.synthesis(w_plus, maps)
+    rates = []
+    for place, still in enumerate(maps):
+        moved = torch.randn(still.shape, generator=rng).to(still)
+        image = generator.synthesis(w_plus, [*maps[:place], moved, *maps[place + 1 :]])
+        effect = float((image - without).float().square().mean().sqrt())
+        rates.append(min(NOISE_GAIN / max(effect, 1e-9), FASTEST))
+    return rates

@@ -213,10 +213,11 @@ class Inversion(Method):
         values = torch.stack([self.step_terms[name].float() for name in names]).tolist()
         metrics = {f"train/{name}": value for name, value in zip(names, values, strict=True)}
         player = names[0].split("/")[0]
-        for group, name in zip(
-            self.player_optimizer(player).param_groups, ("learning_rate", "noise_learning_rate"), strict=False
-        ):
-            metrics[f"train/{player}/{name}"] = group["lr"]
+        rates = [group["lr"] for group in self.player_optimizer(player).param_groups]
+        if player == "joint":
+            metrics[f"train/{player}/noise_learning_rate"] = max(rates[1:])
+            rates = rates[:1]
+        metrics[f"train/{player}/learning_rate"] = max(rates)  # maps may have rates of their own
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.batches_seen)
 

@@ -30,7 +30,8 @@ class Stage:
             together, or ``generator``, whose images go one by one.
         steps: Steps of Adam; per image where the generator moves.
         rate: Adam's rate, of the latent or of what moves alone.
-        noise_rate: Adam's rate of the noise maps; None takes ``rate``.
+        noise_rate: Adam's rate of the noise maps; None takes ``rate``, and ``auto`` one for each map by how
+            much it does to the image; see :func:`~i2i_lightning.methods.inversion.leaves.noise_rates`.
         betas: Adam's betas.
         eps: Adam's epsilon. Where gradients are far smaller, a step is ``rate / eps`` times the gradient:
             rate, epsilon and weights only make sense together.
@@ -55,7 +56,7 @@ class Stage:
     moves: Sequence[str]
     steps: int
     rate: float = 0.01
-    noise_rate: float | None = None
+    noise_rate: float | Literal["auto"] | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     ramp_up: float = 0.0
@@ -85,7 +86,10 @@ class Stage:
             raise UserError(f"steps={self.steps}: give at least 1")
         positive = {"rate": self.rate, "eps": self.eps, "noise_rate": self.noise_rate}
         for name, value in positive.items():
-            if value is not None and value <= 0:
+            if isinstance(value, str) and not (name == "noise_rate" and value == "auto"):
+                choices = ", auto or null" if name == "noise_rate" else ""
+                raise UserError(f"{name}={value}: give a positive number{choices}")
+            if isinstance(value, (int, float)) and value <= 0:
                 raise UserError(f"{name}={value}: give a positive number")
         shares = {
             "ramp_up": self.ramp_up,
