@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from benchmarks.train_step import machine
@@ -80,9 +81,10 @@ def ship(run: Path, output: Path, epoch: int, scores: dict[str, Any]) -> None:
     from i2i_lightning.checkpoints import save_style_generator
 
     generator, images = averaged(run / "checkpoints" / f"epoch_{epoch:04d}.ckpt")
+    data = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]
     about = {
         "command": "i2i-train experiment=stylegan2_toy",
-        "data": "ToyFaces photos, version 1, train split, 8000 faces, mirrored at random",
+        "data": f"ToyFaces photos, version 1, train split, {data['num_train']} faces, mirrored at random",
         "kimg": images / 1000,
         "scores": scores,
         "licence": "Apache-2.0",
