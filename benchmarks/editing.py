@@ -4,8 +4,8 @@
     python -m benchmarks.editing --pairs 5
 
 A pair is two people of the test split, photos that the generator has never seen, embedded in W+ by pixels and
-a prior; the second one also with another expression, rendered of the same face, embedded from where its
-neutral face ended. Of every claim the table has the mean over pairs with its standard error; it holds, or
+a prior; the second one also with another expression, rendered of the same face, searched for from where its
+neutral face ended, by what the two renders differ in. Of every claim the table has the mean over pairs with its standard error; it holds, or
 does not, where the mean is on one side of the bound by two of these.
 
 * morph: Spearman's correlation of a judged parameter with the place on the strip, over the parameters that
@@ -45,7 +45,7 @@ from i2i_lightning.data.toyfaces.render import render as render_face
 from i2i_lightning.data.transforms import scale_to_network
 from i2i_lightning.editing.local import Effort, attribute_transfer, inpaint
 from i2i_lightning.editing.mixing import mix
-from i2i_lightning.editing.transfer import expression_transfer, morph, style_transfer
+from i2i_lightning.editing.transfer import embed_difference, expression_transfer, morph, style_transfer
 from i2i_lightning.methods.inversion import InversionLoss, Stage, Targets, embed, render
 from i2i_lightning.metrics.judge import NUM_CONTINUOUS, Judge, held_out_scores, load_judge
 from i2i_lightning.networks.style import StyleGenerator
@@ -58,7 +58,9 @@ LEAST_DIFFERENCE = 0.5
 """Difference of the ends in a parameter from which a morph is judged by it."""
 NEUTRAL = {"smile": -0.2, "mouth_open": 0.0}
 EXPRESSIVE = {"smile": 0.9, "mouth_open": 0.8}
-STRENGTH = 1.5
+STRENGTH = 6.0
+DIFFERENCE_ROWS = (3, 4, 5, 6, 7)
+"""Rows that an expression moves: those from 16 px on. Where the mouth lies is left to the face."""
 AROUND_PX = 2
 TOLERANCE = 0.05
 """Root mean square, in [-1, 1], that is allowed outside of a hole: 32 dB."""
@@ -108,15 +110,25 @@ def photos(faces: Sequence[FaceParameters], size_px: int) -> Tensor:
     return images.permute(0, 3, 1, 2).contiguous() if images.shape[-1] == 3 else images
 
 
-def embedded(
-    generator: StyleGenerator, loss: InversionLoss, images: Tensor, steps: int, start: Tensor | None = None
-) -> Tensor:
-    """Return W+ of images; from a given start, that is not left further than needed."""
-    weights = {"prior": 0.1} if start is None else {"anchor": 0.003}
-    rate = 0.1 if start is None else 0.05
-    stage = Stage(["w_plus"], steps, rate, ramp_up=0.05, ramp_down=1.0, weights=weights)
+def embedded(generator: StyleGenerator, loss: InversionLoss, images: Tensor, steps: int) -> Tensor:
+    """Return W+ of images."""
+    stage = Stage(["w_plus"], steps, 0.1, ramp_up=0.05, ramp_down=1.0, weights={"prior": 0.1})
     names = [str(index) for index in range(len(images))]
-    return embed(generator, Targets(images, names), {"w_plus": stage}, loss, latent=start).w_plus
+    return embed(generator, Targets(images, names), {"w_plus": stage}, loss).w_plus
+
+
+def differing(
+    generator: StyleGenerator, loss: InversionLoss, w_plus: Tensor, images: Sequence[Tensor], steps: int
+) -> Tensor:
+    """Return W+ of expressive faces, image by image as i2i-edit searches for it."""
+    rows = [row for row in DIFFERENCE_ROWS if row < generator.num_ws]
+    found = [
+        embed_difference(generator, w2, neutral, expressive, loss, Effort(steps, 0.05), rows)
+        for w2, neutral, expressive in zip(
+            w_plus.split(1), images[0].split(1), images[1].split(1), strict=True
+        )
+    ]
+    return torch.cat(found)
 
 
 def mouth_boxes(points: Tensor, size_px: int) -> Tensor:
@@ -284,7 +296,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     faces = (torch.zeros(0), torch.zeros(0), torch.zeros(0))
     if set(options.only) != {"inpaint"}:
         first, neutral = (embedded(generator, loss, images, options.steps) for images in pictures[:2])
-        expressive = embedded(generator, loss, pictures[2], options.steps, neutral)
+        expressive = neutral
+        if "expression" in options.only:
+            expressive = differing(generator, loss, neutral, pictures[1:], options.steps)
         faces = (first, neutral, expressive)
     points = torch.stack([torch.as_tensor(landmarks(face), dtype=torch.float32) for face in ones])
     bench = Bench(

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from i2i_lightning.editing.local import Effort, check_image
 from i2i_lightning.editing.mixing import mix
+from i2i_lightning.methods.inversion import InversionLoss, Stage, Targets, embed
+from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.types import UserError
 
 
@@ -35,6 +41,59 @@ def expression_difference(
             f"{float(lengths.amax()):.3g}); give less"
         )
     return kept / norms if normalise else kept
+
+
+def embed_difference(
+    generator: StyleGenerator,
+    w_plus: Tensor,
+    neutral: Tensor,
+    expressive: Tensor,
+    loss: InversionLoss,
+    effort: Effort | None = None,
+    rows: Sequence[int] | None = None,
+    anchor: float = 0.1,
+    seed: int = 0,
+    label: Tensor | None = None,
+) -> Tensor:
+    """Return w3, which differs from w2 by what an expressive photo has and a neutral one has not.
+
+    Two photos that are embedded one by one differ by their expression and by what each embedding misses,
+    which spreads over the whole face. So the image that w3 is searched for is ``G(w2)`` plus the difference
+    of the photos; an anchor keeps it near w2. (This search is ours; Abdal et al. 2019 embed both photos.)
+
+    Args:
+        generator: What draws.
+        w_plus: w2, the neutral photo's latent, (1, L, D).
+        neutral: The photo, (1, C, S, S).
+        expressive: Another of the same person, alike but for the expression.
+        loss: Objective and weights.
+        effort: How long to search for the latent.
+        rows: Rows that may move; None: all.
+        anchor: Weight of the distance from w2, in deviations of w.
+        seed: Of random numbers.
+        label: (1, K) for a conditional generator.
+
+    Returns:
+        (1, L, D).
+
+    Raises:
+        UserError: If something does not fit the generator.
+    """
+    effort = effort or Effort()
+    neutral = check_image(neutral, generator, "neutral")
+    expressive = check_image(expressive, generator, "expressive")
+    with torch.no_grad():
+        wanted = generator.synthesis(w_plus) + (expressive - neutral)
+    stage = Stage(["w_plus"], effort.latent_steps, effort.latent_rate, ramp_down=0.5, rows=rows)
+    found = embed(
+        generator,
+        Targets(wanted, ["expression"], label),
+        {"latent": stage},
+        replace(loss, lambda_anchor=anchor),
+        seed=seed,
+        latent=w_plus,
+    )
+    return found.w_plus
 
 
 def expression_transfer(

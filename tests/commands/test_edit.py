@@ -212,6 +212,25 @@ def test_expressions(shell: Shell) -> None:
     assert text.startswith("i2i-edit: threshold=99: no row of the difference is that long")
 
 
+def test_an_expression_of_two_photos(shell: Shell) -> None:
+    a_picture("neutral.png", (16, 16))
+    changed = pixels("neutral.png").copy()
+    changed[9:12, 5:11] = 255 - changed[9:12, 5:11]
+    Image.fromarray(changed).save("expressive.png")
+    photos = ["operation.neutral=neutral.png", "operation.expressive=expressive.png", *QUICK]
+    words = ["operation=expression_transfer", "operation.threshold=0", "operation.strengths=0,1", *photos]
+    status, text = shell(*words, "operation.rows=2-4", "seeds=5", "output=out")
+    assert status == 0, text
+    first, second = (load_latent(f"out/latents/expression_00{index}.safetensors").w_plus for index in (0, 1))
+    assert torch.equal(first, of_seeds(5)[0])
+    moved = (second - first).abs().amax(1) > 0
+    assert moved.nonzero().flatten().tolist() == [2, 3, 4]
+    # The neutral photo's latent may be given, and is not searched for then.
+    assert shell(*words, "seeds=5,6", "output=given")[0] == 0
+    assert shell(*words[:3], *photos[:1], "seeds=5")[1].startswith("i2i-edit: operation.expressive: missing")
+    assert "this edit takes 1 to 2" in shell(*words, "seeds=5,6,7")[1]
+
+
 def test_an_expression_in_a_box_alone(shell: Shell) -> None:
     words = ["operation=expression_transfer", "operation.threshold=0.1", "seeds=5,6,7", "output=out"]
     status, text = shell(*words, "operation.strengths=0,2", "operation.box=0,0,5,16", "effort.blur_px=0.5")

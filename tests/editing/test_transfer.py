@@ -5,13 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from i2i_lightning.editing.local import Effort
 from i2i_lightning.editing.transfer import (
     corners,
+    embed_difference,
     expression_difference,
     expression_transfer,
     morph,
     style_transfer,
 )
+from i2i_lightning.methods.inversion import InversionLoss, Stage, Targets, embed
+from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
 from i2i_lightning.types import UserError
 
 
@@ -19,6 +23,35 @@ from i2i_lightning.types import UserError
 def latents() -> torch.Tensor:
     torch.manual_seed(0)
     return torch.randn(4, 6, 5, dtype=torch.float64)
+
+
+def test_a_difference_of_photos_moves_what_they_differ_in() -> None:
+    torch.manual_seed(0)
+    generator = StyleGAN2Generator(16, z_dim=8, w_dim=8, mapping_layers=2, channel_base=128, channel_max=8)
+    generator = generator.eval().requires_grad_(False)
+    w2 = generator.mapping(torch.randn(1, 8))
+    neutral = torch.rand(1, 3, 16, 16) * 2 - 1  # nothing that this generator could draw
+    expressive = neutral.clone()
+    expressive[..., 9:12, 5:11] += 0.4
+    pixels, effort = InversionLoss(None), Effort(latent_steps=60, latent_rate=0.02)
+
+    def share(w3: torch.Tensor) -> float:
+        """Return how much the mouth changes, of all that changes."""
+        change = (generator.synthesis(w3) - generator.synthesis(w2)).square().sum(1)
+        return float(change[..., 9:12, 5:11].sum() / change.sum())
+
+    w3 = embed_difference(generator, w2, neutral, expressive, pixels, effort, anchor=0.0)
+    alone = embed(
+        generator, Targets(expressive, ["a"]), {"a": Stage(["w_plus"], 60, 0.02)}, pixels, latent=w2
+    )
+    assert share(w3) > 2 * share(alone.w_plus)
+    same = embed_difference(generator, w2, neutral, neutral, pixels, effort)
+    torch.testing.assert_close(same, w2)
+    held = embed_difference(generator, w2, neutral, expressive, pixels, effort, rows=[1], anchor=0.01)
+    assert torch.equal(held[:, [0, *range(2, generator.num_ws)]], w2[:, [0, *range(2, generator.num_ws)]])
+    assert not torch.equal(held, w2)
+    with pytest.raises(UserError, match=r"^expressive: "):
+        embed_difference(generator, w2, neutral, expressive[..., :8], pixels)
 
 
 def test_morph_is_a_straight_line_with_its_ends(latents: torch.Tensor) -> None:

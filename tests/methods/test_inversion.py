@@ -80,7 +80,7 @@ def test_noise_rates_follow_what_each_map_does() -> None:
     assert weak[1:] == pytest.approx([10 * rate for rate in strong[1:]], rel=0.3)
     weaker.synthesis.layers[0].noise_strength.data.zero_()
     assert noise_rates(weaker)[0] == FASTEST  # and not infinite
-    with pytest.raises(UserError, match="^noise_rate=fast: give a positive number, auto or null$"):
+    with pytest.raises(UserError, match=r"^noise_rate=fast: give a positive number, auto or null$"):
         Stage(["noise"], 1, noise_rate="fast")  # type: ignore[arg-type]
 
 

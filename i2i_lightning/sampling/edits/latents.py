@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,13 @@ from i2i_lightning.data.checks import check_choice
 from i2i_lightning.editing.directions import Direction, factorisation, found, principal_components, without
 from i2i_lightning.editing.local import attribute_transfer
 from i2i_lightning.editing.mixing import rows_of
-from i2i_lightning.editing.transfer import corners, expression_transfer, morph, style_transfer
+from i2i_lightning.editing.transfer import (
+    corners,
+    embed_difference,
+    expression_transfer,
+    morph,
+    style_transfer,
+)
 from i2i_lightning.sampling.edits.inputs import box_of, latent_files, numbers_of, read_latents
 from i2i_lightning.sampling.edits.studio import Cell, Studio, blended
 from i2i_lightning.sampling.sampler import Sampler
@@ -113,6 +119,12 @@ class ExpressionTransfer:
             moved latent (Abdal et al. 2020); None moves the whole face.
         layer: Layer of these activations; None takes the last convolution at 32 px, or at half of the side of
             small images.
+        neutral: Image file. With ``expressive``, w3 is searched for by what the two differ in, see
+            :func:`~i2i_lightning.editing.transfer.embed_difference`; the latents are then that of the face
+            and, if it is there, w2, which else is embedded first.
+        expressive: Image file of the same person.
+        rows: Rows of w_plus that may move in this search; None: all.
+        anchor: Weight of the distance from w2 there.
     """
 
     strengths: Any = (0.0, 0.5, 1.0, 1.5)
@@ -120,14 +132,24 @@ class ExpressionTransfer:
     normalise: bool = False
     box: Any = None
     layer: str | None = None
-    takes = 3
+    neutral: str | None = None
+    expressive: str | None = None
+    rows: Any = None
+    anchor: float = 0.1
+
+    @property
+    def takes(self) -> int:
+        """Latents that it takes at least."""
+        return 3 if self.neutral is None and self.expressive is None else 1
 
     def run(self, studio: Studio) -> None:
         """Write ``expression.png``: neutral, expressive, and the face at every strength."""
         strengths = numbers_of(self.strengths, "operation.strengths")
-        face, neutral, expressive = studio.take(
-            3, 3, "the face, a neutral face, and the same with an expression"
-        )
+        if self.takes == 3:
+            latents = studio.take(3, 3, "the face, a neutral face, and the same with an expression")
+        else:
+            latents = self._search(studio)
+        face, neutral, expressive = latents
 
         def moved(values: Sequence[float]) -> Tensor:
             return expression_transfer(
@@ -150,6 +172,36 @@ class ExpressionTransfer:
             cells.append(Cell(latent, words, f"expression_{index:03d}"))
         studio.write_sheet("expression", [cells])
         _write_strengths(studio, "expression", face, strengths, lambda value: moved([value])[0])
+
+    def _search(self, studio: Studio) -> list[Latent]:
+        """Return the face's latent, w2, and w3 of two photos."""
+        given = studio.take(1, 2, "the face, and the neutral photo's where it is there")
+        neutral, expressive = (
+            studio.reader.picture(f"operation.{key}", getattr(self, key)) for key in ("neutral", "expressive")
+        )
+        loss = studio.loss()
+        if len(given) == 2:
+            w2 = given[1].w_plus[None].to(studio.generator.w_avg)
+        else:
+            w2 = studio.embedded(neutral, loss)
+        w3 = embed_difference(
+            studio.generator,
+            w2,
+            neutral.image,
+            expressive.image,
+            loss,
+            studio.effort,
+            None if self.rows is None else rows_of(self.rows, studio.generator.row_names, "operation.rows"),
+            self.anchor,
+            studio.seed,
+            studio.label,
+        )
+        plain = replace(given[0], noise=None, tuned=None)
+        return [
+            given[0],
+            studio.edited(plain, w2[0].cpu(), neutral.name),
+            studio.edited(plain, w3[0].cpu(), expressive.name),
+        ]
 
     def _write_in_box(
         self,

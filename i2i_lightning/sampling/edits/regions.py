@@ -21,7 +21,6 @@ from i2i_lightning.editing.local import (
     soften,
 )
 from i2i_lightning.editing.mixing import rows_of
-from i2i_lightning.methods.inversion import Stage, Targets, embed
 from i2i_lightning.sampling.edits.inputs import Picture, box_of, numbers_of
 from i2i_lightning.sampling.edits.studio import Studio
 from i2i_lightning.types import UserError
@@ -129,10 +128,7 @@ class LocalEdit:
         if studio.latents:
             w_plus = studio.take(1, 1, "that of the photo")[0].w_plus[None].to(studio.generator.w_avg)
         else:
-            effort = studio.effort
-            stage = Stage(["w_plus"], effort.latent_steps, effort.latent_rate, ramp_down=0.5)
-            targets = Targets(photo.image, [photo.name], studio.label)
-            w_plus = embed(studio.generator, targets, {"latent": stage}, loss, seed=studio.seed).w_plus
+            w_plus = studio.embedded(photo, loss)
         made = local_edit(
             studio.generator,
             photo.image,

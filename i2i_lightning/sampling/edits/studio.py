@@ -15,9 +15,9 @@ from torch import Tensor
 from i2i_lightning.checkpoints.io import write_beside
 from i2i_lightning.checkpoints.latents import SUFFIX, Latent, check_belongs, save_latent
 from i2i_lightning.editing.local import Effort
-from i2i_lightning.methods.inversion import InversionLoss, render
+from i2i_lightning.methods.inversion import InversionLoss, Stage, Targets, embed, render
 from i2i_lightning.networks.style import StyleGenerator
-from i2i_lightning.sampling.edits.inputs import Reader
+from i2i_lightning.sampling.edits.inputs import Picture, Reader
 from i2i_lightning.sampling.pictures import to_picture, write_png
 from i2i_lightning.sampling.sheets import Layout, Sheet, tile, tile_side
 from i2i_lightning.sampling.videos import Animation
@@ -115,6 +115,12 @@ class Studio:
         image = render(self.generator, latent.w_plus[None].to(place), noise, tuned)
         self.progress()
         return image.float().cpu()
+
+    def embedded(self, picture: Picture, loss: InversionLoss) -> Tensor:
+        """Return w_plus of a picture, (1, L, D) on the device."""
+        stage = Stage(["w_plus"], self.effort.latent_steps, self.effort.latent_rate, ramp_down=0.5)
+        targets = Targets(picture.image, [picture.name], self.label)
+        return embed(self.generator, targets, {"latent": stage}, loss, seed=self.seed).w_plus
 
     def edited(self, latent: Latent, w_plus: Tensor, name: str, **settings: Any) -> Latent:
         """Return ``latent`` with another w_plus; noise and tuned weights stay."""
