@@ -5,8 +5,8 @@
 
 A pair is two people of the test split, photos that the generator has never seen, embedded in W+ by pixels and
 a prior; the second one also with another expression, rendered of the same face, searched for from where its
-neutral face ended, by what the two renders differ in. Of every claim the table has the mean over pairs with its standard error; it holds, or
-does not, where the mean is on one side of the bound by two of these.
+neutral face ended, by what the two renders differ in. Of every claim the table has the mean over pairs with
+its standard error; it holds, or does not, where the mean is on one side of the bound by two of these.
 
 * morph: Spearman's correlation of a judged parameter with the place on the strip, over the parameters that
   the judge knows (a held-out error of an eighth of the range or less) and in which the ends differ by a
