@@ -34,14 +34,14 @@ def test_file_is_small_and_says_how_it_was_made() -> None:
         (text,) = file.metadata().values()
     provenance = json.loads(text)["provenance"]
     assert provenance["command"] == "i2i-train experiment=stylegan2_toy"
-    assert provenance["kimg"] == 224
-    assert 0 < provenance["scores"]["judge_distance"]["distance"] < 1
+    assert provenance["kimg"] == 448
+    assert 0 < provenance["scores"]["judge_distance"]["distance"] < 0.3
 
 
 def test_it_has_learned_noise_and_a_usable_w(generator: StyleGenerator) -> None:
     strengths = torch.stack([layer.noise_strength.detach() for layer in generator.synthesis.layers])  # type: ignore[union-attr]
     assert (strengths != 0).all()
-    assert strengths.abs().max() > 0.01
+    assert strengths.abs().max() > 0.005
     z = torch.randn(4000, generator.z_dim, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         w = generator.mapping.to_w(z)
@@ -68,4 +68,4 @@ def test_samples_are_as_near_to_real_faces_as_the_header_says(generator: StyleGe
     with safe_open(EMBEDDED, "pt") as file:
         (text,) = file.metadata().values()
     said = json.loads(text)["provenance"]["scores"]["judge_distance"]["distance"]
-    assert distance == pytest.approx(said, abs=0.12)
+    assert distance == pytest.approx(said, abs=0.06)
