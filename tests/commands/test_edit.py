@@ -19,6 +19,7 @@ from i2i_lightning.cli import help as help_page
 from i2i_lightning.cli.folders import conf_dir
 from i2i_lightning.commands.edit import APP
 from i2i_lightning.data.alignment import face_quad
+from i2i_lightning.editing.mixing import mix
 from i2i_lightning.editing.transfer import corners, expression_transfer, morph, style_transfer
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
@@ -251,6 +252,10 @@ def test_styles(shell: Shell) -> None:
     wanted = style_transfer(w[:1], w[1:], 2)[0]
     assert (pixels("out/images/style_0_1.png") == drawn(wanted)).all()
     assert (pixels("out/images/style_1_1.png") == drawn(w[1])).all()
+    assert shell("operation=style_transfer", "operation.rows=1,3-5", "seeds=3,4", "output=rows")[0] == 0
+    assert (pixels("rows/images/style_0_1.png") == drawn(mix(w[:1], w[1:], [1, 3, 4, 5])[0])).all()
+    both = shell("operation=style_transfer", "operation.content_rows=2", "operation.rows=1")[1]
+    assert both.startswith("i2i-edit: operation.content_rows, operation.rows: both given")
     status, text = shell("operation=style_transfer", "operation.content_rows=7")
     assert status == 1
     assert "content_rows=7: this generator has 6 rows" in text

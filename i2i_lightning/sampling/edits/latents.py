@@ -17,7 +17,7 @@ from i2i_lightning.checkpoints.latents import Latent, check_belongs
 from i2i_lightning.data.checks import check_choice
 from i2i_lightning.editing.directions import Direction, factorisation, found, principal_components, without
 from i2i_lightning.editing.local import attribute_transfer
-from i2i_lightning.editing.mixing import rows_of
+from i2i_lightning.editing.mixing import mix, rows_of
 from i2i_lightning.editing.transfer import (
     corners,
     embed_difference,
@@ -191,7 +191,7 @@ class ExpressionTransfer:
             expressive.image,
             loss,
             studio.effort,
-            None if self.rows is None else rows_of(self.rows, studio.generator.row_names, "operation.rows"),
+            studio.rows(self.rows),
             self.anchor,
             studio.seed,
             studio.label,
@@ -256,24 +256,32 @@ class StyleTransfer:
 
     Args:
         content_rows: Rows of the content; None takes half of them, as 9 of 18 in the paper.
+        rows: The style's rows, where no cut parts shape and colour: ``coarse``, ``middle``, ``fine`` or
+            ``1,3-7``; None takes all after the content's.
     """
 
     content_rows: int | None = None
+    rows: Any = None
     takes = 2
 
     def run(self, studio: Studio) -> None:
         """Write ``style.png``: contents at the left, styles at the top, and every mixture."""
         latents = studio.take(2, None, "each lends its content, and its style to all others")
-        rows = studio.generator.num_ws // 2 if self.content_rows is None else self.content_rows
+        if self.rows is not None and self.content_rows is not None:
+            raise UserError("operation.content_rows, operation.rows: both given; give one")
+        cut = studio.generator.num_ws // 2 if self.content_rows is None else self.content_rows
+        rows = studio.rows(self.rows)
         sheet: list[list[Cell | None]] = [
             [None, *(Cell(latent, f"style: {latent.name}") for latent in latents)]
         ]
         for number, content in enumerate(latents):
             cells: list[Cell | None] = [Cell(content, content.name)]
             for index, style in enumerate(latents):
-                mixed = style_transfer(content.w_plus[None], style.w_plus[None], rows)[0]
+                pair = content.w_plus[None], style.w_plus[None]
+                mixed = style_transfer(*pair, cut) if rows is None else mix(*pair, rows)
                 name = f"{content.name} in the style of {style.name}"
-                latent = studio.edited(content, mixed, name, style=style.name, content_rows=rows)
+                how = {"content_rows": cut} if rows is None else {"rows": rows}
+                latent = studio.edited(content, mixed[0], name, style=style.name, **how)
                 cells.append(Cell(latent, "", f"style_{number}_{index}"))
             sheet.append(cells)
         studio.write_sheet("style", sheet, margin=True)

@@ -20,7 +20,6 @@ from i2i_lightning.editing.local import (
     local_style_transfer,
     soften,
 )
-from i2i_lightning.editing.mixing import rows_of
 from i2i_lightning.sampling.edits.inputs import Picture, box_of, numbers_of
 from i2i_lightning.sampling.edits.studio import Studio
 from i2i_lightning.types import UserError
@@ -87,7 +86,7 @@ class Inpaint:
             hole,
             studio.loss(),
             studio.effort,
-            _rows(self.rows, studio),
+            studio.rows(self.rows),
             studio.seed,
             studio.label,
         )
@@ -137,7 +136,7 @@ class LocalEdit:
             w_plus,
             loss,
             studio.effort,
-            _rows(self.rows, studio),
+            studio.rows(self.rows),
             self.anchor,
             studio.seed,
             studio.label,
@@ -232,10 +231,6 @@ class AttributeTransfer:
         studio.notes.append(f"layer {layer}; the result is no latent's picture, and has no latent file")
         picture = Picture(made.steps["face"].cpu(), (studio.generator.size_px,) * 2, face.name)
         _write(studio, made, picture, made.steps["mask"], "attribute_transfer", latent=False)
-
-
-def _rows(rows: Any, studio: Studio) -> list[int] | None:
-    return None if rows is None else rows_of(rows, studio.generator.row_names, "operation.rows")
 
 
 def _write(

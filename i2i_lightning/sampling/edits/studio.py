@@ -15,6 +15,7 @@ from torch import Tensor
 from i2i_lightning.checkpoints.io import write_beside
 from i2i_lightning.checkpoints.latents import SUFFIX, Latent, check_belongs, save_latent
 from i2i_lightning.editing.local import Effort
+from i2i_lightning.editing.mixing import rows_of
 from i2i_lightning.methods.inversion import InversionLoss, Stage, Targets, embed, render
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.sampling.edits.inputs import Picture, Reader
@@ -132,6 +133,10 @@ class Studio:
             settings={"edited_from": latent.name, **settings},
             metrics={},
         )
+
+    def rows(self, named: Any) -> list[int] | None:
+        """Return the rows of w_plus that ``operation.rows`` names; None stays None."""
+        return None if named is None else rows_of(named, self.generator.row_names, "operation.rows")
 
     def middle_layer(self) -> str:
         """Return the last convolution at 32 px, or at half of the side of small images."""
