@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -50,9 +50,8 @@ PRESETS = (
     "pti",
     "fast",
 )
-NOISE_RATES = (0.1, 1.0, 5.0, 20.0, 100.0)
-NOISE_RATE = 20.0
-"""The strengths that noise maps are multiplied by are small here: a map has to grow to tens to be seen."""
+Rate = float | Literal["auto"]
+NOISE_RATES: tuple[Rate, ...] = (0.1, 1, 5, 20, 100, "auto")
 NOISE_DB = 10.0
 """Gain of the noise stage that is claimed."""
 SHORT_STEPS = 100
@@ -91,10 +90,16 @@ class Bench:
         """Return a stage that moves the latent in ``space``."""
         return Stage([space], steps or self.steps, 0.1, ramp_up=0.05, ramp_down=1.0)
 
-    def maps(self, steps: int | None = None, rate: float = NOISE_RATE) -> Stage:
+    def maps(self, steps: int | None = None, rate: Rate = "auto") -> Stage:
         """Return a stage that moves the noise maps."""
-        weights = {"perceptual": 0.0}  # Abdal et al. 2020: noise is searched for by pixels alone
-        return Stage(["noise"], steps or self.noise_steps, rate, ramp_up=0.05, ramp_down=1.0, weights=weights)
+        return Stage(
+            ["noise"],
+            steps or self.noise_steps,
+            noise_rate=rate,
+            ramp_up=0.05,
+            ramp_down=1.0,
+            weights={"perceptual": 0.0},  # Abdal et al. 2020: noise is searched for by pixels alone
+        )
 
     def first(self, count: int) -> Targets:
         """Return the first ``count`` images."""
@@ -174,7 +179,7 @@ def noise(bench: Bench) -> dict[str, Any]:
     rows["noise then w_plus"] = bench.run({"noise": bench.maps(), "w_plus": bench.latents("w_plus")})[0]
     for rate in NOISE_RATES:
         stages = {"noise": bench.maps(SHORT_STEPS, rate)}
-        rows[f"noise at rate {rate:g}"] = bench.run(stages, latent=found.w_plus)[0]
+        rows[f"noise at rate {rate}"] = bench.run(stages, latent=found.w_plus)[0]
     return rows
 
 
@@ -184,7 +189,7 @@ def joint(bench: Bench) -> dict[str, Any]:
         ["w_plus", "noise"],
         bench.steps + bench.noise_steps,
         0.1,
-        noise_rate=NOISE_RATE,
+        noise_rate="auto",
         ramp_up=0.05,
         ramp_down=1.0,
     )
@@ -410,7 +415,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "distance": "mean over rows of ||w - mean|| in units of the root mean square of it over w",
         "steps": options.steps,
         "noise_steps": options.noise_steps,
-        "noise_rate": NOISE_RATE,
+        "noise_rate": "auto",
         "preset_steps": f"at most {options.preset_steps} a stage, times {options.steps_scale:g}",
         "preset_images": bench.preset_images,
         "threads": torch.get_num_threads(),
