@@ -12,7 +12,8 @@ kept: a part that is there is not made again. The generator and VGG-16 are the u
   and LPIPS are of the 8-bit pictures that are saved, PSNR with its peak at 255. (Peers print 10 log10(1 /
   MSE) of pictures in [-1, 1], whose peak is 2: 6.02 dB less for the same pictures.)
 * batch: seconds per image and step of W+ and of noise by the number of images searched for together.
-* edits: a picture of each operation of i2i-edit.
+* edits: a picture of each operation of i2i-edit. Those of latents start from W: latents of W+ that were
+  searched for without restraint, and noise that holds what they miss, reproduce more and edit badly.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
@@ -45,6 +47,8 @@ PARTS = ("rows", "batch", "edits")
 FIGURES = ("psnr", "ssim", "lpips", "mse", "distance", "seconds")
 BATCHES = (1, 2, 4)
 TIMED_STEPS = 4
+STRIP_PX, TITLE_PX = 190, 26
+"""Heights in the picture of all edits."""
 
 
 @dataclass
@@ -112,8 +116,8 @@ class Bench:
         return sorted(path.stem for path in (self.out / "fast" / "latents").glob("*.safetensors"))
 
     def latent(self, name: str) -> Path:
-        """Return the latent file of a photo."""
-        return self.out / "fast" / "latents" / f"{name}.safetensors"
+        """Return the latent file of a photo that is edited: that in W."""
+        return self.out / "w" / "latents" / f"{name}.safetensors"
 
     def target(self, name: str) -> Path:
         """Return the face that was cut out of a photo."""
@@ -140,7 +144,8 @@ def rows(bench: Bench) -> dict[str, Any]:
     alone = {}
     for name in bench.names:
         with torch.no_grad():
-            image = render(generator, load_latent(bench.latent(name)).w_plus[None]).clamp(-1, 1)
+            found = load_latent(bench.out / "fast" / "latents" / f"{name}.safetensors")
+            image = render(generator, found.w_plus[None]).clamp(-1, 1)
         alone[name] = float(psnr(image, picture(bench.target(name))))
     made["W+, then noise"]["psnr_of_the_latent_alone"] = alone
     return made
@@ -149,8 +154,7 @@ def rows(bench: Bench) -> dict[str, Any]:
 def picture(path: Path) -> torch.Tensor:
     """Return a picture as (1, 3, H, W) in [-1, 1]."""
     with Image.open(path) as image:
-        levels = list(image.convert("RGB").getdata())
-        pixels = torch.tensor(levels, dtype=torch.uint8).view(image.height, image.width, 3)
+        pixels = torch.from_numpy(np.array(image.convert("RGB")))
     return scale_to_network(pixels).permute(2, 0, 1)[None]
 
 
@@ -224,7 +228,7 @@ def edits(bench: Bench) -> dict[str, Any]:
         made[operation] = edited(bench, operation, operation, words)
     for file in bench.directions:
         words = [f"latents=[{latents[first]}]", f"operation.file={file}", f"operation.of={bench.generator}"]
-        words += ["operation.strengths=[-20,-10,0,10,20]", "video.frames=0"]
+        words += ["operation.strengths=[-8,-4,0,4,8]", "video.frames=0"]
         made[f"direction, {file.stem}"] = edited(bench, "direction", f"direction_{file.stem}", words)
     return made
 
@@ -286,6 +290,27 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def pictures(bench: Bench, folder: Path) -> None:
+    """Write ``ffhq_inversion.jpg``, photos and what was found, and ``ffhq_edits.jpg``, a strip of each edit."""
+    with Image.open(bench.out / "fast" / "results.png") as found:
+        found.convert("RGB").save(folder / "ffhq_inversion.jpg", quality=88)
+    strips = []
+    for place in sorted((bench.out / "edits").iterdir()):
+        files = [file for file in sorted(place.glob("*.png")) if file.stem not in ("result", "pasted")]
+        with Image.open(files[0]) as opened:
+            strip = opened.convert("RGB")
+        scale = STRIP_PX / (strip.height if strip.width > strip.height else strip.height / 2)
+        strips.append((place.name, strip.resize((round(strip.width * scale), round(strip.height * scale)))))
+    width = max(strip.width for _, strip in strips)
+    sheet = Image.new("RGB", (width, sum(strip.height + TITLE_PX for _, strip in strips)), "white")
+    top = 0
+    for name, strip in strips:
+        ImageDraw.Draw(sheet).text((4, top + 4), name.replace("_", " "), "black", font_size=16)
+        sheet.paste(strip, (0, top + TITLE_PX))
+        top += strip.height + TITLE_PX
+    sheet.save(folder / "ffhq_edits.jpg", quality=85)
+
+
 MEASURED = {"rows": rows, "batch": batch, "edits": edits}
 
 
@@ -303,6 +328,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "--directions", type=Path, nargs="*", default=(), help="published, for this generator"
     )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--docs", type=Path, help="folder for the two pictures of what was made")
     parser.add_argument("--json", type=Path, help="also what parts not measured now are taken from")
     options = parser.parse_args(words)
     bench = Bench(
@@ -332,6 +358,8 @@ def main(words: Sequence[str] | None = None) -> None:
         result[part] = MEASURED[part](bench)
         if options.json is not None:
             options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if options.docs is not None:
+        pictures(bench, options.docs)
     print(table(result))
 
 
