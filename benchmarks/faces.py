@@ -196,7 +196,7 @@ def edits(bench: Bench) -> dict[str, Any]:
     asked: dict[str, list[str]] = {
         "morph": [two, "operation.pictures=6", "video.frames=0"],
         "corners": [four, "operation.side=4", "video.frames=0"],
-        "expression_transfer": [three, "operation.threshold=0", "operation.strengths=[0,0.5,1,1.5]"],
+        "expression_transfer": [three, "operation.threshold=0", "operation.strengths=[0,0.15,0.3,0.45]"],
         "style_transfer": [f"latents=[{latents[first]},{latents[second]},{latents[bench.expressive]}]"],
         "direction": [f"latents=[{latents[first]}]", "operation.samples=500"],
         "attribute_transfer": [
@@ -291,7 +291,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def pictures(bench: Bench, folder: Path) -> None:
-    """Write ``ffhq_inversion.jpg``, photos and what was found, and ``ffhq_edits.jpg``, a strip of each edit."""
+    """Write ``ffhq_inversion.jpg``, photos and what was found, and ``ffhq_edits.jpg``, a strip per edit."""
     with Image.open(bench.out / "fast" / "results.png") as found:
         found.convert("RGB").save(folder / "ffhq_inversion.jpg", quality=88)
     strips = []
