@@ -111,7 +111,8 @@ def test_rows_share_networks_and_targets_but_no_outputs() -> None:
     alone = suite(["psnr", "fid", "kid"])
     alone.update(copied, target)
     alone.add_targets(target)
-    assert copies.compute() == alone.compute()
+    # Features of three images round otherwise than those of six.
+    assert copies.compute() == pytest.approx(alone.compute(), rel=1e-4)
     assert outputs.compute()["fid"] != copies.compute()["fid"]
 
     # The ceiling: other targets against these, with no outputs at all.
