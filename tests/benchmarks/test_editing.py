@@ -48,7 +48,7 @@ def test_verdicts_take_two_standard_errors(mean: float, says: str) -> None:
 @pytest.mark.slow
 def test_it_runs_and_keeps_other_parts(tmp_path: Path) -> None:
     path = tmp_path / "editing.json"
-    words = ["--pairs", "2", "--steps", "3", "--edit-steps", "2", "--json", str(path)]
+    words = ["--pairs", "2", "--steps", "30", "--edit-steps", "2", "--json", str(path)]
     editing.main([*words, "--only", "inpaint"])
     editing.main([*words, "--only", "morph", "expression", "style"])
     results = json.loads(path.read_text())["results"]
