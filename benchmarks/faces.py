@@ -188,7 +188,8 @@ def edits(bench: Bench) -> dict[str, Any]:
     masks = drawn_masks(bench.out / "masks", side, bench.target(first))
     latents = {name: str(bench.latent(name)) for name in bench.names}
     effort = [f"effort.latent_steps={bench.edit_steps[0]}", f"effort.noise_steps={bench.edit_steps[1]}"]
-    effort += ["effort.latent_rate=0.1", "video.frames=0"]
+    # From the mean, few steps in W+ need a prior to stay a face, as the preset fast has one.
+    effort += ["effort.latent_rate=0.03", "loss.lambda_prior=1.0", "loss.lambda_mse=100.0", "video.frames=0"]
     mouth = ",".join(str(round(part * side)) for part in (0.36, 0.64, 0.64, 0.82))
     four = f"latents=[{','.join(latents[name] for name in bench.names[:4])}]"
     two = f"latents=[{latents[first]},{latents[second]}]"

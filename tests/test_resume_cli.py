@@ -381,7 +381,8 @@ def ends(process: subprocess.Popen[str], status: int, says: str = "") -> None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == status, errors
     assert says in errors
-    assert "Traceback" not in errors, errors
+    if status != -signal.SIGKILL:  # where a worker, killed a moment later, may find its parent gone and say so
+        assert "Traceback" not in errors, errors
 
 
 def assert_equal_runs(folder: str, whole: str) -> None:
