@@ -85,8 +85,11 @@ class Bench:
         begun = time.perf_counter()
         subprocess.run([sys.executable, "-m", f"i2i_lightning.commands.{name}", *words], check=True)
         shown = shlex.join([f"i2i-{name}", *words]).replace(str(self.photos), "PHOTOS")
+        shown = shown.replace(str(self.out), "OUT")
+        for file in self.directions:
+            shown = shown.replace(str(file), file.name)
         record = {
-            "command": shown.replace(str(self.out), "OUT"),
+            "command": shown,
             "seconds": round(time.perf_counter() - begun, 1),
         }
         said.write_text(json.dumps(record, indent=1), encoding="utf-8")
