@@ -381,7 +381,7 @@ def ends(process: subprocess.Popen[str], status: int, says: str = "") -> None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == status, errors
     assert says in errors
-    if status != -signal.SIGKILL:  # where a worker, killed a moment later, may find its parent gone and say so
+    if status != -signal.SIGKILL:  # a worker, killed a moment later, may find its parent gone
         assert "Traceback" not in errors, errors
 
 
