@@ -38,7 +38,7 @@ from PIL import Image, ImageDraw
 from benchmarks.train_step import machine
 from i2i_lightning.checkpoints import load_style_generator
 from i2i_lightning.checkpoints.latents import load_latent
-from i2i_lightning.data.transforms import scale_to_network
+from i2i_lightning.data.transforms import network_image
 from i2i_lightning.losses.features import perceptual
 from i2i_lightning.methods.inversion import InversionLoss, Stage, Targets, embed, render
 from i2i_lightning.metrics.image import psnr
@@ -157,8 +157,7 @@ def rows(bench: Bench) -> dict[str, Any]:
 def picture(path: Path) -> torch.Tensor:
     """Return a picture as (1, 3, H, W) in [-1, 1]."""
     with Image.open(path) as image:
-        pixels = torch.from_numpy(np.array(image.convert("RGB")))
-    return scale_to_network(pixels).permute(2, 0, 1)[None]
+        return network_image(np.asarray(image.convert("RGB")))
 
 
 def batch(bench: Bench) -> dict[str, Any]:

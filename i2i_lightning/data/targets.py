@@ -6,7 +6,6 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -22,7 +21,7 @@ from i2i_lightning.data.pairs import content_of, list_images, name_below
 from i2i_lightning.data.sampler import AnyKey, EpochSampler, epoch_and_index
 from i2i_lightning.data.toyfaces.dataset import ToyFaces
 from i2i_lightning.data.toyfaces.images import ToyFacesPictures
-from i2i_lightning.data.transforms import Geometry, scale_to_network
+from i2i_lightning.data.transforms import Geometry, network_image, scale_to_network
 from i2i_lightning.types import ImageBatch, UserError
 
 FITS = ("refuse", "crop", "align")
@@ -275,8 +274,7 @@ class AlignedFaces:
 
     def __getitem__(self, index: int) -> Pictures:
         """Return the face of a photo, uint8 ``(C, size_px, size_px)``."""
-        pixels = torch.from_numpy(np.array(decode(self.paths[index], self.side)))
-        whole = scale_to_network(pixels).permute(2, 0, 1)[None]
+        whole = network_image(decode(self.paths[index], self.side))
         face = crop(whole, self.quads[index], self.size_px)[0]
         return (face.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).numpy(),)
 

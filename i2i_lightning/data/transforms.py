@@ -203,6 +203,12 @@ def scale_to_network(pixels: Tensor) -> Tensor:
     return pixels.float().sub_(middle).div_(middle)
 
 
+def network_image(pixels: Array) -> Tensor:
+    """Return one picture's pixels ``(H, W, C)`` as float32 ``(1, C, H, W)`` in [-1, 1]."""
+    values = scale_to_network(torch.from_numpy(np.array(pixels)))  # a copy: what PIL gives is read-only
+    return values.permute(2, 0, 1)[None].contiguous()
+
+
 def one_hot(ids: Tensor, classes: int) -> Tensor:
     """Return ids ``(N, H, W)`` as float32 ``(N, classes, H, W)`` in {0, 1}.
 

@@ -104,7 +104,7 @@ def crossover(
     inside, around = check_image(inside, generator, "inside"), check_image(around, generator, "around")
     soft = soften(check_mask(mask, generator), effort)
     joined = soft * inside + (1 - soft) * around
-    latent = _embed_latent(generator, Targets(joined, ["crossover"], label), loss, effort, seed)
+    latent = embed_latent(generator, Targets(joined, ["crossover"], label), loss, effort, seed)
     final = _embed_noise(
         generator, Targets(inside, ["crossover"], label, mask=soft, outside=around), latent, effort, seed
     )
@@ -148,7 +148,7 @@ def inpaint(
     rows = sorted({*range(count // 2), count - 2, count - 1}) if rows is None else rows
     seen = 1 - hole
     image = check_image(image, generator, seen=seen)
-    latent = _embed_latent(generator, Targets(image, ["inpaint"], label, mask=seen), loss, effort, seed, rows)
+    latent = embed_latent(generator, Targets(image, ["inpaint"], label, mask=seen), loss, effort, seed, rows)
     # The paper softens this mask, and so draws the border of the filling towards what stood in the hole.
     final = _embed_noise(
         generator,
@@ -198,7 +198,7 @@ def local_edit(
     photo, scribbled = check_image(photo, generator, "photo"), check_image(scribbled, generator, "scribbled")
     mask = check_mask(mask, generator)
     rows = list(range(max(1, generator.num_ws // 2))) if rows is None else rows
-    latent = _embed_latent(
+    latent = embed_latent(
         generator,
         Targets(scribbled, ["local_edit"], label, anchor=w_plus),
         replace(loss, lambda_anchor=anchor),
@@ -259,7 +259,7 @@ def local_style_transfer(
     soft = soften(mask, effort)
     keep = 1 - soft
     targets = Targets(content, ["style"], label, mask=keep, style=style, style_mask=soft)
-    latent = _embed_latent(generator, targets, replace(loss, lambda_style=weight), effort, seed)
+    latent = embed_latent(generator, targets, replace(loss, lambda_style=weight), effort, seed)
     final = _embed_noise(
         generator, Targets(content, ["style"], label, mask=keep, outside=latent.image), latent, effort, seed
     )
@@ -385,7 +385,7 @@ def _shifted(values: Tensor, down: int, right: int) -> Tensor:
     return values[..., rows, :][..., columns]
 
 
-def _embed_latent(
+def embed_latent(
     generator: StyleGenerator,
     targets: Targets,
     loss: InversionLoss,

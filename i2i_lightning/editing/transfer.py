@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from i2i_lightning.editing.local import Effort, check_image
+from i2i_lightning.editing.local import Effort, check_image, embed_latent
 from i2i_lightning.editing.mixing import mix
-from i2i_lightning.methods.inversion import InversionLoss, Stage, Targets, embed
+from i2i_lightning.methods.inversion import InversionLoss, Targets
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.types import UserError
 
@@ -84,14 +84,9 @@ def embed_difference(
     expressive = check_image(expressive, generator, "expressive")
     with torch.no_grad():
         wanted = generator.synthesis(w_plus) + (expressive - neutral)
-    stage = Stage(["w_plus"], effort.latent_steps, effort.latent_rate, ramp_down=0.5, rows=rows)
-    found = embed(
-        generator,
-        Targets(wanted, ["expression"], label),
-        {"latent": stage},
-        replace(loss, lambda_anchor=anchor),
-        seed=seed,
-        latent=w_plus,
+    targets = Targets(wanted, ["expression"], label)
+    found = embed_latent(
+        generator, targets, replace(loss, lambda_anchor=anchor), effort, seed, rows, first=w_plus
     )
     return found.w_plus
 

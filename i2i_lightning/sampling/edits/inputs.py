@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from i2i_lightning.checkpoints.latents import SUFFIX, Latent, load_latent
 from i2i_lightning.data.alignment import crop, face_quad, landmarks_of
 from i2i_lightning.data.checks import FileProblem
 from i2i_lightning.data.decode import SideFormat, decode, read_header
-from i2i_lightning.data.transforms import resize, scale_to_network
+from i2i_lightning.data.transforms import network_image, resize
 from i2i_lightning.editing.ranges import as_written, parts_of, whole_numbers
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.sampling.sampler import MAX_SEED, Sampler
@@ -139,7 +137,7 @@ class Reader:
             raise UserError(f"{key}={place}: {self._words(problem)}") from None
         size = (header.height, header.width)
         if self.align:
-            whole = _image(pixels)
+            whole = network_image(pixels)
             quad = face_quad(landmarks_of(path, pixels, "align=true"))
             return Picture(crop(whole, quad, side), size, path.stem, whole, quad)
         if header.height != header.width:
@@ -147,7 +145,7 @@ class Reader:
                 f"{key}={place}: {header.width}x{header.height} px is not square; crop it, or for a face say "
                 "align=true"
             )
-        return Picture(_image(resize(pixels, (side, side))), size, path.stem)
+        return Picture(network_image(resize(pixels, (side, side))), size, path.stem)
 
     def _words(self, problem: FileProblem) -> str:
         """Word a problem for one file of a known generator."""
@@ -189,9 +187,9 @@ class Reader:
             )
         side = self.generator.size_px
         if of.quad is not None:
-            mask = crop((_image(pixels) + 1) / 2, of.quad, side)
+            mask = crop((network_image(pixels) + 1) / 2, of.quad, side)
         else:
-            mask = (_image(resize(pixels, (side, side))) + 1) / 2
+            mask = (network_image(resize(pixels, (side, side))) + 1) / 2
         if float(mask.max()) == 0:
             raise UserError(f"{key}={place}: is empty (all black); nothing would be edited")
         return mask
@@ -206,12 +204,6 @@ class Reader:
         if not bool(mask.any()):
             raise UserError("operation.scribbled: shows the same as operation.photo; nothing is drawn on it")
         return mask
-
-
-def _image(pixels: Any) -> Tensor:
-    """Return pixels (H, W, C) as (1, C, H, W) in [-1, 1]."""
-    values = scale_to_network(torch.from_numpy(np.array(pixels)))  # a copy: what PIL gives is read-only
-    return values.permute(2, 0, 1)[None].contiguous()
 
 
 def numbers_of(value: Any, key: str) -> list[float]:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from i2i_lightning.checkpoints.io import write_beside
 from i2i_lightning.checkpoints.latents import SUFFIX, Latent, check_belongs, save_latent
-from i2i_lightning.editing.local import Effort
+from i2i_lightning.editing.local import Effort, embed_latent
 from i2i_lightning.editing.mixing import rows_of
-from i2i_lightning.methods.inversion import InversionLoss, Stage, Targets, embed, render
+from i2i_lightning.methods.inversion import InversionLoss, Targets, render
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.sampling.edits.inputs import Picture, Reader
 from i2i_lightning.sampling.pictures import to_picture, write_png
@@ -119,9 +119,8 @@ class Studio:
 
     def embedded(self, picture: Picture, loss: InversionLoss) -> Tensor:
         """Return w_plus of a picture, (1, L, D) on the device."""
-        stage = Stage(["w_plus"], self.effort.latent_steps, self.effort.latent_rate, ramp_down=0.5)
         targets = Targets(picture.image, [picture.name], self.label)
-        return embed(self.generator, targets, {"latent": stage}, loss, seed=self.seed).w_plus
+        return embed_latent(self.generator, targets, loss, self.effort, self.seed).w_plus
 
     def edited(self, latent: Latent, w_plus: Tensor, name: str, **settings: Any) -> Latent:
         """Return ``latent`` with another w_plus; noise and tuned weights stay."""
