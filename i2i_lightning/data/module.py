@@ -34,9 +34,33 @@ def outlive_signals(worker: int) -> None:
     """
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
-    for name in ("SIGTERM", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signals = _signals_of_runs()
+    for signum in signals:
+        signal.signal(signum, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+
+
+def _signals_of_runs() -> set[signal.Signals]:
+    names = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+    return {getattr(signal, name) for name in names if hasattr(signal, name)}
+
+
+class _Loader(DataLoader[Item]):
+    """A loader whose workers are deaf to the signals of a run from their first moment.
+
+    Between its birth and :func:`outlive_signals` a worker would die of one. So they are born with these
+    signals held back, which a process inherits; the parent gets those of its own afterwards.
+    """
+
+    def __iter__(self) -> Any:
+        if self.num_workers == 0 or not hasattr(signal, "pthread_sigmask"):
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _signals_of_runs())
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_workers() -> None:
@@ -251,7 +275,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if workers > 0:
             _workers_end_with(os.getpid())
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(
+        return _Loader(
             cast(Any, dataset),
             batch_size=batch_size,
             sampler=cast(Iterable[int], sampler),

@@ -19,13 +19,33 @@ def test_a_signal_to_all_leaves_the_workers_at_work(checkout: Path, signum: str)
         next(batches)
         os.killpg(0, signal.{signum})
         for child in multiprocessing.active_children():
-            if signal.{signum} != signal.SIGINT:
-                os.kill(child.pid, signal.{signum})
+            os.kill(child.pid, signal.{signum})
         print(sum(1 for _ in batches))
         """,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "19"
+
+
+@pytest.mark.parametrize("signum", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_before_a_worker_is_ready_leaves_it_at_work(checkout: Path, signum: str) -> None:
+    """Each worker sleeps before its first line, and the signal comes in that time."""
+    done = run(
+        checkout,
+        f"""
+        start = multiprocessing.process.BaseProcess.run
+        multiprocessing.process.BaseProcess.run = lambda self: (time.sleep(0.5), start(self))
+        batches = iter(data.val_dataloader())
+        heard = []
+        signal.signal(signal.{signum}, lambda *_: heard.append(1))
+        os.killpg(0, signal.{signum})
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.{signum})
+        print(sum(1 for _ in batches), heard)
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "20 [1]"
 
 
 def test_an_error_in_mid_epoch_ends_the_process(checkout: Path) -> None:
@@ -55,14 +75,15 @@ def test_a_process_that_another_started_keeps_its_exit_status(checkout: Path) ->
 def run(checkout: Path, code: str) -> subprocess.CompletedProcess[str]:
     """Run ``code`` after an epoch of 20 batches has begun in two workers."""
     began = """
-        import multiprocessing, os, signal
+        import multiprocessing, os, signal, time
         from i2i_lightning.data.toyfaces.module import ToyFacesDataModule
-        data = ToyFacesDataModule(crop_px=32, num_train=20, num_val=1, num_test=1, num_workers=2)
+        data = ToyFacesDataModule(crop_px=32, num_train=20, num_val=20, num_test=1, num_workers=2)
         data.setup("fit")
         batches = iter(data.train_dataloader())
     """
+    quiet = ["-W", "ignore:This DataLoader will create"]  # torch warns of two workers where there is one core
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(began) + textwrap.dedent(code)],
+        [sys.executable, *quiet, "-c", textwrap.dedent(began) + textwrap.dedent(code)],
         cwd=checkout,
         capture_output=True,
         text=True,
