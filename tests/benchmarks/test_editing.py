@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from benchmarks import editing
+from i2i_lightning.data.toyfaces.parameters import RANGES, sample_parameters
+from i2i_lightning.metrics.judge import load_judge
 
 
 def test_changes_inside_over_outside() -> None:
@@ -28,6 +30,32 @@ def test_rank_correlation() -> None:
     assert editing.spearman(torch.tensor([0.0, 1, 5, 9])) == pytest.approx(1)
     assert editing.spearman(torch.tensor([3.0, 2, 1, -9])) == pytest.approx(1)
     assert editing.spearman(torch.tensor([0.0, 2, 1, 3])) == pytest.approx(0.8)
+
+
+def test_a_steady_reading_of_a_mirrored_face_is_the_mirrored_reading() -> None:
+    judge = load_judge()
+    images = editing.photos([sample_parameters("val", index) for index in range(3)], 32)
+    read, mirrored = editing.steady(judge, images), editing.steady(judge, images.flip(-1))
+    signs = torch.tensor([-1.0 if name in {"yaw", "roll", "gaze_x", "light_x"} else 1.0 for name in RANGES])
+    assert torch.allclose(mirrored, signs * read, atol=1e-4)
+    assert (read - judge.read(images).parameters[:, : len(RANGES)]).abs().mean() < 0.2
+
+
+def test_a_face_between_two_has_the_mean_of_their_numbers() -> None:
+    one, other = (sample_parameters("val", index) for index in range(2))
+    middle = editing.between(one, other, 0.5)
+    assert middle.yaw == pytest.approx((one.yaw + other.yaw) / 2)
+    assert middle.skin_rgb[1] == pytest.approx((one.skin_rgb[1] + other.skin_rgb[1]) / 2)
+    assert (middle.hair_style, middle.texture_seed) == (one.hair_style, one.texture_seed)
+    assert editing.between(one, other, 0.0) == one
+
+
+def test_a_strip_is_judged_by_what_its_ends_differ_in() -> None:
+    face = editing.replace(sample_parameters("val", 0), yaw=-0.8)
+    strip = editing.photos([editing.replace(face, yaw=yaw) for yaw in (-0.8, -0.3, 0.3, 0.8)], 64)
+    yaw = torch.tensor([name == "yaw" for name in RANGES])
+    assert editing.monotony(load_judge(), strip, yaw) == [pytest.approx(1)]
+    assert editing.monotony(load_judge(), strip, torch.zeros_like(yaw)) == []
 
 
 def test_boxes_hold_the_mouth() -> None:
