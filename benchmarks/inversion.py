@@ -48,6 +48,7 @@ PRESETS = (
     "image2styleganpp",
     "joint",
     "pti",
+    "editable",
     "fast",
 )
 Rate = float | Literal["auto"]

@@ -284,7 +284,7 @@ def fetch(source: PictureSource, index: int) -> Pictures:
         detail = f" ({problem.detail})" if problem.detail else ""
         path = problem.name if root is None else root / problem.name
         raise UserError(
-            f"{path}: {problem.what}{detail}, though it was in order when the run began"
+            f"{path}: {problem.what}{detail}, though its header was in order when the run began"
         ) from problem
 
 

@@ -220,13 +220,13 @@ def _open_image(path: Path) -> Image.Image:
     except Image.DecompressionBombError:
         raise FileProblem("too large for PIL's safety limit", "cut them into tiles") from None
     except Exception as error:  # PIL's plug-ins raise what they please on damaged headers
-        raise FileProblem("not readable as images", "replace or delete them", _brief(error)) from None
+        raise FileProblem("not readable as images", "replace or delete", _brief(error)) from None
     with path.open("rb") as file:
         start = file.read(512)
     # The cut may go through a character, which counts as one replacement.
     if b"\0" not in start and start.decode("utf-8", "replace").count("\ufffd") <= 1:
-        raise FileProblem("text, not images, whatever their names say", "replace or delete them")
-    raise FileProblem("not readable as images", "damaged, or of an unknown format: replace or delete them")
+        raise FileProblem("text, not images, whatever their names say", "replace or delete")
+    raise FileProblem("not readable as images", "damaged, or of an unknown format: replace or delete")
 
 
 def _is_tiff(path: Path) -> bool:
@@ -266,7 +266,7 @@ def _open_tiff(path: Path) -> tuple[Array, bool]:
     except FileProblem:
         raise
     except Exception as error:  # tifffile raises many types, and a missing codec as ValueError
-        mend = "pip install imagecodecs" if "imagecodecs" in str(error) else "replace or delete them"
+        mend = "pip install imagecodecs" if "imagecodecs" in str(error) else "replace or delete"
         raise FileProblem("not readable as TIFF", mend, _brief(error)) from None
     # Pages or planes are channels: (C, H, W) to (H, W, C).
     if array.ndim == 3 and axes[-2:] == "YX":
@@ -364,7 +364,7 @@ def _decode_image(path: Path, side: SideFormat) -> Array:
         raise FileProblem("missing") from None
     except Exception as error:  # truncated JPEG: OSError; PNG: SyntaxError, zlib.error, struct.error, ...
         detail = "" if "truncated" in str(error) else _brief(error)
-        raise FileProblem("truncated or damaged", "replace or delete them", detail) from None
+        raise FileProblem("truncated or damaged", "replace or delete", detail) from None
     # PIL's 16-bit modes are big-endian for some files, and 32-bit integers in older releases.
     return array.astype(np.uint16) if array.dtype.kind in "iu" and array.itemsize > 1 else array
 

@@ -66,10 +66,10 @@ def embed_difference(
         w_plus: w2, the neutral photo's latent, (1, L, D).
         neutral: The photo, (1, C, S, S).
         expressive: Another of the same person, alike but for the expression.
-        loss: Objective and weights.
+        loss: Objective and weights; its prior gives way to the anchor.
         effort: How long to search for the latent.
         rows: Rows that may move; None: all.
-        anchor: Weight of the distance from w2, in deviations of w.
+        anchor: Weight of the distance from w2, in deviations of w; 0.1 goes with pixels weighted 1.
         seed: Of random numbers.
         label: (1, K) for a conditional generator.
 
@@ -85,9 +85,8 @@ def embed_difference(
     with torch.no_grad():
         wanted = generator.synthesis(w_plus) + (expressive - neutral)
     targets = Targets(wanted, ["expression"], label)
-    found = embed_latent(
-        generator, targets, replace(loss, lambda_anchor=anchor), effort, seed, rows, first=w_plus
-    )
+    held = replace(loss, lambda_prior=0.0, lambda_anchor=anchor)
+    found = embed_latent(generator, targets, held, effort, seed, rows, first=w_plus)
     return found.w_plus
 
 

@@ -202,7 +202,7 @@ def test_files_that_go_are_named(
     assert APP.main([*words, f"data.num_workers={workers}", "trainer.max_epochs=4"]) == 1
     line, way_on = said(capsys)
     assert line.startswith(f"i2i-train: {pairs}/")
-    assert line.endswith(".png: missing, though it was in order when the run began")
+    assert line.endswith(".png: missing, though its header was in order when the run began")
     assert way_on == WAY_ON
     before = epochs_in(LAST)
     assert before in (1, 2), "workers read ahead"
