@@ -172,6 +172,7 @@ def local_edit(
     anchor: float = 0.1,
     seed: int = 0,
     label: Tensor | None = None,
+    noise: Sequence[Tensor] | None = None,
 ) -> Edited:
     """Turn scribbles into what the generator would draw there.
 
@@ -184,12 +185,13 @@ def local_edit(
         scribbled: The photo with scribbles on it.
         mask: (1, 1, S, S), 1 where they are.
         w_plus: The photo's latent, (1, L, D).
-        loss: Objective and weights.
+        loss: Objective and weights; its prior gives way to the anchor.
         effort: How long to search.
         rows: Rows that may move; None is the coarser half.
-        anchor: Weight of the distance from the photo's latent.
+        anchor: Weight of the distance from the photo's latent; 0.1 goes with pixels weighted 1.
         seed: Of random numbers.
         label: (1, K) for a conditional generator.
+        noise: The photo's noise maps, (1, 1, h, w) each; None for the generator's own.
 
     Raises:
         UserError: If something does not fit the generator, or the mask is empty.
@@ -201,11 +203,12 @@ def local_edit(
     latent = embed_latent(
         generator,
         Targets(scribbled, ["local_edit"], label, anchor=w_plus),
-        replace(loss, lambda_anchor=anchor),
+        replace(loss, lambda_prior=0.0, lambda_anchor=anchor),
         effort,
         seed,
         rows,
         first=w_plus,
+        noise=noise,
     )
     soft = soften(mask, effort)
     final = _embed_noise(
@@ -345,7 +348,7 @@ def check_mask(mask: Tensor, generator: StyleGenerator, name: str = "mask") -> T
 def check_image(
     image: Tensor, generator: StyleGenerator, name: str = "image", seen: Tensor | None = None
 ) -> Tensor:
-    """Return ``image`` where the generator lies, in its precision, times ``seen`` where that is given.
+    """Return ``image`` where the generator lies, in its precision, grey where nothing of it is ``seen``.
 
     Raises:
         UserError: If it is not one image of the generator's size and channels, or holds NaN or infinity.
@@ -356,8 +359,8 @@ def check_image(
             f"{name}: {tuple(image.shape)}; this generator draws images of (1, {channels}, {size}, {size})"
         )
     if seen is not None:
-        # Not a product alone: what is not seen may be anything, NaN among it.
-        image = torch.where(seen > 0, image.to(seen) * seen, torch.zeros_like(seen))
+        # No product: what is not seen may be NaN, and what is half seen is wanted as it is.
+        image = torch.where(seen > 0, image.to(seen), torch.zeros_like(seen))
     if not bool(image.isfinite().all()):
         raise UserError(f"{name}: holds NaN or infinity")
     return image.to(generator.w_avg)
@@ -393,10 +396,11 @@ def embed_latent(
     seed: int,
     rows: Sequence[int] | None = None,
     first: Tensor | None = None,
+    noise: Sequence[Tensor] | None = None,
 ) -> Embedding:
-    """W_l: embed in W+, or in some of its rows."""
+    """W_l: embed in W+, or in some of its rows, from a first latent and over noise maps where they are given."""
     stage = Stage(["w_plus"], effort.latent_steps, effort.latent_rate, ramp_down=0.5, rows=rows)
-    return embed(generator, targets, {"latent": stage}, loss, seed=seed, latent=first)
+    return embed(generator, targets, {"latent": stage}, loss, seed=seed, latent=first, noise=noise)
 
 
 def _embed_noise(

@@ -569,6 +569,16 @@ def test_a_slip_is_told_in_one_line(shell: Shell, words: list[str], says: str) -
     assert not Path("outputs").exists()
 
 
+def test_scribbles_refuse_a_latent_with_tuned_weights(shell: Shell) -> None:
+    files()
+    a_latent("tuned", 0, tuned={"synthesis.b16.torgb.bias": torch.full((3,), 0.5)})
+    words = [f"operation.{key}=square.png" for key in ("photo", "scribbled")]
+    words += ["operation.mask=mask.png", "latents=run/latents/tuned.safetensors"]
+    status, text = shell(*QUICK, "operation=local_edit", *words)
+    assert (status, text.count("\n")) == (1, 1)
+    assert "take one without tuning" in text
+
+
 def test_grey_files_can_be_converted(shell: Shell) -> None:
     a_picture("grey.png", mode="L")
     words = ["operation=inpaint", "operation.image=grey.png", f"operation.hole={a_mask('mask.png')}", *QUICK]

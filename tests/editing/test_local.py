@@ -13,6 +13,7 @@ from i2i_lightning.editing.local import (
     Edited,
     Effort,
     attribute_transfer,
+    check_image,
     check_mask,
     crossover,
     inpaint,
@@ -151,6 +152,33 @@ def test_scribbles_change_the_mask_and_nothing_else(
     )
     far, near = ((each.w_plus - latents[:1]).norm() for each in (free, held))
     assert near < 0.5 * far
+
+
+def test_scribbles_keep_the_noise_of_the_photo(
+    generator: StyleGAN2Generator, images: Tensor, latents: Tensor
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+    noise = [torch.randn(1, 1, *shape, generator=rng) for shape in generator.noise_shapes]
+    photo = generator.synthesis(latents[:1], noise)
+    scribbled = torch.where(box() > 0, torch.full_like(photo, 0.9), photo)
+    effort = Effort(latent_steps=1, latent_rate=1e-9, noise_steps=0)
+    with_it, without = (
+        local_edit(generator, photo, scribbled, box(), latents[:1], PIXELS, effort, noise=given)
+        for given in (noise, None)
+    )
+    assert rms(with_it.image - photo, OUTSIDE) < 1e-3 < rms(without.image - photo, OUTSIDE)
+    assert with_it.noise is not None
+    assert all(torch.equal(mine, given) for mine, given in zip(with_it.noise, noise, strict=True))
+
+
+def test_what_is_half_seen_is_wanted_as_it_is(generator: StyleGAN2Generator, images: Tensor) -> None:
+    seen = torch.ones(1, 1, SIZE, SIZE)
+    seen[..., :4], seen[..., 4:6] = 0, 0.5
+    unseen = images[:1].clone()
+    unseen[..., :4] = torch.nan
+    wanted = check_image(unseen, generator, seen=seen)
+    assert torch.equal(wanted[..., 4:], images[:1, ..., 4:])
+    assert bool((wanted[..., :4] == 0).all())
 
 
 def test_style_changes_in_the_mask_alone(images: Tensor, generator: StyleGAN2Generator) -> None:

@@ -123,9 +123,12 @@ class LocalEdit:
             mask = read.scribbles(photo, scribbled)
         else:
             mask = read.mask("operation.mask", self.mask, photo)
-        loss = studio.loss()
+        loss, noise = studio.loss(), None
         if studio.latents:
-            w_plus = studio.take(1, 1, "that of the photo")[0].w_plus[None].to(studio.generator.w_avg)
+            latent = studio.take(1, 1, "that of the photo")[0]
+            if latent.tuned is not None:
+                raise UserError("latents: scribbles are searched for in one generator; take one without tuning")
+            w_plus, noise = latent.w_plus[None].to(studio.generator.w_avg), _noise(studio, latent)
         else:
             w_plus = studio.embedded(photo, loss)
         made = local_edit(
@@ -140,6 +143,7 @@ class LocalEdit:
             self.anchor,
             studio.seed,
             studio.label,
+            noise,
         )
         _write(studio, made, photo, made.steps["mask"], "local_edit")
 
@@ -213,24 +217,24 @@ class AttributeTransfer:
             to = (int(numbers[0]), int(numbers[1]))
         place = studio.generator.w_avg
         layer = self.layer or studio.middle_layer()
-
-        def noise(latent: Latent) -> list[Tensor] | None:
-            return None if latent.noise is None else [map_.to(place) for map_ in latent.noise]
-
         made = attribute_transfer(
             studio.generator,
             face.w_plus[None].to(place),
             donor.w_plus[None].to(place),
             box,
             layer,
-            noise(face),
-            noise(donor),
+            _noise(studio, face),
+            _noise(studio, donor),
             self.blur_px,
             to,
         )
         studio.notes.append(f"layer {layer}; the result is no latent's picture, and has no latent file")
         picture = Picture(made.steps["face"].cpu(), (studio.generator.size_px,) * 2, face.name)
         _write(studio, made, picture, made.steps["mask"], "attribute_transfer", latent=False)
+
+
+def _noise(studio: Studio, latent: Latent) -> list[Tensor] | None:
+    return None if latent.noise is None else [map_.to(studio.generator.w_avg) for map_ in latent.noise]
 
 
 def _write(
