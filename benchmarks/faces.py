@@ -9,8 +9,8 @@ kept: a part that is there is not made again. The generator and VGG-16 are the u
 (``i2i-weights get ffhq_mobile_stylegan lpips_vgg16``).
 
 * rows: the presets editable (W) and fast (W+, then noise) of i2i-invert, with fewer steps; PSNR, SSIM
-  and LPIPS are of the 8-bit pictures that are saved, PSNR with its peak at 255. (Peers print 10 log10(1 /
-  MSE) of pictures in [-1, 1], whose peak is 2: 6.02 dB less for the same pictures.)
+  and LPIPS are of the 8-bit pictures that are saved, PSNR with its peak at 255. (GANInverter prints
+  10 log10(2 / MSE) of pictures in [-1, 1], whose peak squared is 4: 3.01 dB less for the same pictures.)
 * batch: seconds per image and step of W+ and of noise by the number of images searched for together.
 * edits: a picture of each operation of i2i-edit. Those of latents start from W: latents of W+ that were
   searched for without restraint, and noise that holds what they miss, reproduce more and edit badly.

@@ -127,7 +127,7 @@ class LocalEdit:
         if studio.latents:
             latent = studio.take(1, 1, "that of the photo")[0]
             if latent.tuned is not None:
-                raise UserError("latents: scribbles are searched for in one generator; take one without tuning")
+                raise UserError("latents: local_edit draws without tuned weights; take one without tuning")
             w_plus, noise = latent.w_plus[None].to(studio.generator.w_avg), _noise(studio, latent)
         else:
             w_plus = studio.embedded(photo, loss)
