@@ -398,7 +398,7 @@ def embed_latent(
     first: Tensor | None = None,
     noise: Sequence[Tensor] | None = None,
 ) -> Embedding:
-    """W_l: embed in W+, or in some of its rows; from a first latent, over noise maps, where they are given."""
+    """W_l: embed in W+, or in some of its rows, from a first latent and over noise where they are given."""
     stage = Stage(["w_plus"], effort.latent_steps, effort.latent_rate, ramp_down=0.5, rows=rows)
     return embed(generator, targets, {"latent": stage}, loss, seed=seed, latent=first, noise=noise)
 
