@@ -3,7 +3,7 @@
 Inversion and sampling write such files, editing reads them. Tensors: ``w_plus`` (L, w_dim); ``noise.0``,
 ``noise.1``, ... from coarse to fine, each (1, 1, h, w), where the noise is the latent's own; ``label``;
 ``tuned.<name>``, the generator's weights where they were tuned to this image. The header's
-``i2i_lightning.latent`` holds the rest as JSON.
+``i2i_lightning.latent`` holds the rest as JSON. Other floating types are read as float32.
 """
 
 from __future__ import annotations
@@ -91,10 +91,11 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def load_latent(path: str | Path) -> Latent:
-    """Return what :func:`save_latent` wrote.
+    """Return what :func:`save_latent` wrote, in float32.
 
     Raises:
-        UserError: If the file is missing, damaged or something else, or holds a number that is not finite.
+        UserError: If the file is missing, damaged or something else, lacks a noise map between others, or
+            holds a number that is not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -108,8 +109,16 @@ def load_latent(path: str | Path) -> Latent:
     words = _words(header, path)
     if "w_plus" not in tensors or tensors["w_plus"].dim() != 2:
         raise UserError(f"{path}: not a latent file: it has no w_plus of shape (rows, w_dim)")
+    whole = [name for name, value in tensors.items() if not value.is_floating_point()]
+    if whole:
+        raise UserError(f"{path}: {whole[0]} is of type {tensors[whole[0]].dtype}; a latent's is float32")
+    tensors = {name: value.float() for name, value in tensors.items()}
     _check_finite(tensors, str(path))
-    noise = [tensors[f"noise.{index}"] for index in range(sum(name.startswith("noise.") for name in tensors))]
+    numbers = range(sum(name.startswith("noise.") for name in tensors))
+    missing = [f"noise.{number}" for number in numbers if f"noise.{number}" not in tensors]
+    if missing:
+        raise UserError(f"{path}: no {missing[0]}; its {len(numbers)} noise maps are numbered from 0 on")
+    noise = [tensors[f"noise.{number}"] for number in numbers]
     tuned = {
         name.removeprefix("tuned."): value for name, value in tensors.items() if name.startswith("tuned.")
     }
@@ -145,15 +154,21 @@ def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
             raise UserError(f"{where}: {name} holds numbers that are not finite")
 
 
-def check_belongs(latent: Latent, generator: StyleGenerator) -> None:
-    """Raise ``UserError`` unless ``latent`` was made for ``generator``."""
+def check_belongs(latent: Latent, generator: StyleGenerator, fingerprint: str | None = None) -> None:
+    """Raise ``UserError`` unless ``latent`` was made for ``generator``, and all of it fits.
+
+    Args:
+        latent: What is to be drawn.
+        generator: What is to draw it.
+        fingerprint: The generator's, where it is at hand: it takes all weights to compute.
+    """
     shape = (generator.num_ws, generator.w_dim)
     if tuple(latent.w_plus.shape) != shape:
         raise UserError(
             f"latent {latent.name}: w_plus has shape {tuple(latent.w_plus.shape)}, this generator takes "
             f"{shape}"
         )
-    fingerprint = generator.fingerprint()
+    fingerprint = generator.fingerprint() if fingerprint is None else fingerprint
     if latent.fingerprint != fingerprint:
         made_with = f", made with {latent.generator}" if latent.generator else ""
         raise UserError(
@@ -161,9 +176,22 @@ def check_belongs(latent: Latent, generator: StyleGenerator) -> None:
             f"{made_with}); this one's is {fingerprint[:12]}, and latents mean nothing across generators"
         )
     if latent.noise is not None:
-        found = tuple((map_.shape[-2], map_.shape[-1]) for map_ in latent.noise)
-        if found != generator.noise_shapes:
+        found = [tuple(map_.shape) for map_ in latent.noise]
+        wanted = [(1, 1, *each) for each in generator.noise_shapes]
+        if found != wanted:
             raise UserError(
-                f"latent {latent.name}: its noise maps are {found}, this generator takes "
-                f"{generator.noise_shapes}"
+                f"latent {latent.name}: its noise maps are {found}, this generator takes {wanted}"
+            )
+    if latent.label is not None and tuple(latent.label.shape) != (generator.label_dim,):
+        takes = f"({generator.label_dim},)" if generator.label_dim else "none"
+        raise UserError(
+            f"latent {latent.name}: its label has shape {tuple(latent.label.shape)}, this generator takes "
+            f"{takes}"
+        )
+    own = {f"synthesis.{name}": value.shape for name, value in generator.synthesis.named_parameters()}
+    for name, value in (latent.tuned or {}).items():
+        if value.shape != own.get(name):
+            takes = f"takes {tuple(own[name])}" if name in own else "has no such weight"
+            raise UserError(
+                f"latent {latent.name}: tuned {name} has shape {tuple(value.shape)}, this generator {takes}"
             )

@@ -43,8 +43,13 @@ class Direction:
     w_avg: Tensor | None = None
     source: str = ""
 
-    def check(self, generator: StyleGenerator) -> None:
-        """Raise ``UserError`` where this direction is known, or bound, to be of another W."""
+    def check(self, generator: StyleGenerator, fingerprint: str | None = None) -> None:
+        """Raise ``UserError`` where this direction is known, or bound, to be of another W.
+
+        Args:
+            generator: Whose W it is to be of.
+            fingerprint: The generator's, where it is at hand: it takes all weights to compute.
+        """
         if self.vector.shape[-1] != generator.w_dim or len(self.vector) not in (1, generator.num_ws):
             raise UserError(
                 f"direction {self.name}: shape {tuple(self.vector.shape)}; this generator takes "
@@ -55,8 +60,10 @@ class Direction:
             raise UserError(
                 f"direction {self.name}: row {wrong[0]}; this generator has rows 0 to {generator.num_ws - 1}"
             )
-        if self.fingerprint is not None and self.fingerprint == generator.fingerprint():
-            return
+        if self.fingerprint is not None:
+            fingerprint = generator.fingerprint() if fingerprint is None else fingerprint
+            if self.fingerprint == fingerprint:
+                return
         if self.w_avg is not None:
             cosine = float(F.cosine_similarity(self.w_avg.to(generator.w_avg), generator.w_avg, dim=0))
             if cosine >= SAME_SPACE:
@@ -184,9 +191,11 @@ def principal_components(
     z = torch.randn(samples, generator.z_dim, generator=rng).to(generator.w_avg)
     w = torch.cat([generator.mapping.to_w(part) for part in torch.split(z, 4096)]).double()
     values, vectors = torch.linalg.eigh(torch.cov(w.mT))
+    fingerprint = generator.fingerprint()
     return [
         _of(
             generator,
+            fingerprint,
             f"pca_{index}",
             _pointing(vectors[:, -1 - index]),
             f"principal component {index} of {samples} latents",
@@ -218,9 +227,11 @@ def factorisation(
     stacked = torch.cat([F.normalize(matrix, dim=1) for matrix in matrices])
     values, vectors = torch.linalg.eigh(stacked.mT @ stacked)
     where = "all rows" if rows is None else f"rows {chosen[0]} to {chosen[-1]}"
+    fingerprint = generator.fingerprint()
     return [
         _of(
             generator,
+            fingerprint,
             f"sefa_{index}",
             _pointing(vectors[:, -1 - index]),
             f"closed-form factorisation of {where}, eigenvalue {float(values[-1 - index]):.4g}",
@@ -251,6 +262,7 @@ def style_matrices(generator: StyleGenerator, row: int) -> list[Tensor]:
 
 def _of(
     generator: StyleGenerator,
+    fingerprint: str,
     name: str,
     vector: Tensor,
     source: str,
@@ -263,7 +275,7 @@ def _of(
         vector[None].to(generator.w_avg),
         rows,
         scale,
-        generator.fingerprint(),
+        fingerprint,
         generator.w_avg.detach().clone(),
         source,
     )
@@ -293,4 +305,4 @@ def found(
     else:
         vector = regression(latents, values)
     scale = float((latents - latents.mean(0)).matmul(vector).std())
-    return _of(generator, name, vector, source, scale=scale)
+    return _of(generator, generator.fingerprint(), name, vector, source, scale=scale)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from i2i_lightning.checkpoints.latents import Latent, load_latent, save_latent
@@ -75,6 +78,63 @@ def test_another_generators_latent_is_refused(generator: StyleGAN2Generator) -> 
     latent.noise.pop()
     with pytest.raises(UserError, match="its noise maps are"):
         latent.render(generator)
+
+
+def rewritten(path: Path, **tensors: torch.Tensor | None) -> None:
+    """Change tensors of a latent file, or take them out, as another tool may."""
+    with safe_open(path, "pt") as file:
+        header, held = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    held |= {name: value for name, value in tensors.items() if value is not None}
+    save_file(
+        {name: value for name, value in held.items() if tensors.get(name, value) is not None}, path, header
+    )
+
+
+def test_half_precision_is_read_as_single(generator: StyleGAN2Generator, tmp_path: Path) -> None:
+    latent, path = latent_of(generator), tmp_path / "a.safetensors"
+    save_latent(path, latent)
+    assert latent.noise is not None
+    rewritten(path, w_plus=latent.w_plus.half(), **{"noise.0": latent.noise[0].double()})
+    back = load_latent(path)
+    assert back.noise is not None
+    assert back.w_plus.dtype == back.noise[0].dtype == torch.float32
+    torch.testing.assert_close(back.w_plus, latent.w_plus, atol=1e-3, rtol=1e-3)
+    rewritten(path, w_plus=latent.w_plus.int())
+    with pytest.raises(
+        UserError, match=r"a.safetensors: w_plus is of type torch.int32; a latent's is float32"
+    ):
+        load_latent(path)
+
+
+def test_noise_maps_without_a_gap(generator: StyleGAN2Generator, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_latent(path, latent_of(generator))
+    rewritten(path, **{"noise.0": None})
+    with pytest.raises(
+        UserError, match=r"a.safetensors: no noise.0; its 4 noise maps are numbered from 0 on"
+    ):
+        load_latent(path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"label": torch.zeros(2)}, r"its label has shape \(2,\), this generator takes none"),
+        (
+            {"tuned": {"synthesis.b99.bias": torch.zeros(3)}},
+            r"tuned synthesis.b99.bias has shape \(3,\), this generator has no such weight",
+        ),
+        (
+            {"tuned": {"synthesis.b16.torgb.bias": torch.zeros(4)}},
+            r"tuned synthesis.b16.torgb.bias has shape \(4,\), this generator takes \(3,\)",
+        ),
+        ({"tuned": {"mapping.w_avg": torch.zeros(8)}}, "tuned mapping.w_avg .* has no such weight"),
+        ({"noise": [torch.zeros(4)] * 5}, r"its noise maps are \[\(4,\), .* takes \[\(1, 1, 4, 4\), "),
+    ],
+)
+def test_all_of_a_latent_fits(generator: StyleGAN2Generator, fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=f"a face.png: {says}"):
+        replace(latent_of(generator), **fields).render(generator)
 
 
 def test_slips(generator: StyleGAN2Generator, tmp_path: Path) -> None:

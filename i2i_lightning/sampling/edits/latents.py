@@ -372,7 +372,7 @@ class AlongDirection:
             left = without(direction.vector[0], [other.vector[0].to(direction.vector) for other in others])
             names = ", ".join(other.name for other in others)
             direction = _changed(direction, vector=left[None], source=f"{direction.source}; without {names}")
-        direction.check(studio.generator)
+        direction.check(studio.generator, studio.fingerprint)
         return direction
 
     def _read(self, file: str, studio: Studio, several: bool = True) -> Direction:
@@ -383,7 +383,7 @@ class AlongDirection:
         direction = Direction(**found_there[number])
         if direction.w_avg is None and direction.fingerprint is None:
             direction = self._vouched(direction, file, studio)
-        direction.check(studio.generator)
+        direction.check(studio.generator, studio.fingerprint)
         return direction
 
     def _vouched(self, direction: Direction, file: str, studio: Studio) -> Direction:
@@ -427,7 +427,7 @@ class AlongDirection:
             raise UserError("operation.labels: missing; give a CSV file with the columns name and value")
         latents = studio.latents if self.labelled is None else read_latents(latent_files(self.labelled))
         for latent in latents:
-            check_belongs(latent, studio.generator)
+            check_belongs(latent, studio.generator, studio.fingerprint)
         values = _labels(Path(self.labels).expanduser())
         chosen = [latent for latent in latents if latent.name in values]
         missing = [name for name in values if name not in {latent.name for latent in latents}]

@@ -62,6 +62,7 @@ class Studio:
         progress: Called for each picture, with how many more are expected.
 
     Attributes:
+        fingerprint: The generator's.
         notes: What was not done as asked, and why.
         written: What was written, for people.
         figures: Numbers about the result.
@@ -87,9 +88,9 @@ class Studio:
     figures: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for latent in self.latents:
-            check_belongs(latent, self.generator)
         self.fingerprint = self.generator.fingerprint()
+        for latent in self.latents:
+            check_belongs(latent, self.generator, self.fingerprint)
         self.about = {"generator": Path(self.source).name, "fingerprint": self.fingerprint}
 
     def take(self, least: int, most: int | None, what: str) -> list[Latent]:
