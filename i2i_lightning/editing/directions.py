@@ -19,6 +19,8 @@ from i2i_lightning.types import UserError
 
 SAME_SPACE = 0.99
 """Cosine of two mean latents from which two generators are taken to share W, as a distilled one does."""
+NOTHING_LEFT = 1e-3
+"""Share of a direction's length below which what remains of it is rounding, and no direction."""
 
 
 @dataclass(frozen=True)
@@ -165,12 +167,24 @@ def without(direction: Tensor, others: Sequence[Tensor]) -> Tensor:
     """Return ``direction (D,)`` made orthogonal to ``others``, so that they do not change with it.
 
     Shen et al. 2020 call this conditional manipulation.
+
+    Raises:
+        UserError: If all of it is made of them, up to :data:`NOTHING_LEFT` of its length.
     """
     if not len(others):
         return direction
-    basis, _ = torch.linalg.qr(torch.stack(list(others), 1).to(torch.float64))
-    left: Tensor = direction.to(torch.float64)
-    left = left - basis @ (basis.mT @ left)
+    whole = direction.to(torch.float64)
+    units = F.normalize(torch.stack(list(others), 1).to(torch.float64), dim=0)
+    # Not QR: of others that say the same twice, it makes a second direction out of rounding.
+    basis, sizes, _ = torch.linalg.svd(units, full_matrices=False)
+    basis = basis[:, sizes > NOTHING_LEFT * sizes[0]]
+    left: Tensor = whole - basis @ (basis.mT @ whole)
+    share = float(torch.linalg.vector_norm(left) / torch.linalg.vector_norm(whole))
+    if not share >= NOTHING_LEFT:
+        raise UserError(
+            f"{share:.1g} of the direction's length is left without them ({NOTHING_LEFT:g} is the least): it "
+            "is what is to stay; name others"
+        )
     unit: Tensor = left / torch.linalg.vector_norm(left)
     return unit.to(direction.dtype)
 

@@ -58,6 +58,18 @@ def test_without_is_orthogonal_and_a_unit() -> None:
     assert abs(float(left @ c)) < 1e-5
     assert float(left.norm()) == pytest.approx(1, abs=1e-6)
     assert without(a, []) is a
+    # Others that say the same twice take nothing else away.
+    torch.testing.assert_close(without(a, [b, b + 1e-6 * c]), without(a, [b]), atol=1e-4, rtol=0)
+
+
+def test_a_direction_of_which_nothing_is_left_is_refused() -> None:
+    torch.manual_seed(0)
+    a, b, c = torch.randn(3, 8)
+    for same in ([a], [-2 * a, b], [a + 1e-4 * b], [a + b, b]):
+        with pytest.raises(UserError, match="of the direction's length is left without them"):
+            without(a, same)
+    left = without(a, [a + 0.1 * c])
+    assert abs(float(left @ (a + 0.1 * c))) < 1e-4
 
 
 def test_principal_components_are_those_of_w(generator: StyleGAN2Generator) -> None:

@@ -18,6 +18,7 @@ from i2i_lightning.data.checks import check_choice
 from i2i_lightning.editing.directions import Direction, factorisation, found, principal_components, without
 from i2i_lightning.editing.local import attribute_transfer
 from i2i_lightning.editing.mixing import mix, rows_of
+from i2i_lightning.editing.ranges import as_written
 from i2i_lightning.editing.transfer import (
     corners,
     embed_difference,
@@ -369,7 +370,14 @@ class AlongDirection:
             others = [self._read(file, studio, several=False) for file in given]
             if any(len(each.vector) > 1 for each in (direction, *others)):
                 raise UserError("operation.orthogonal_to: takes directions that are the same for all rows")
-            left = without(direction.vector[0], [other.vector[0].to(direction.vector) for other in others])
+            try:
+                left = without(
+                    direction.vector[0], [other.vector[0].to(direction.vector) for other in others]
+                )
+            except UserError as error:
+                raise UserError(
+                    f"operation.orthogonal_to={as_written(self.orthogonal_to)}: of {direction.name}, {error}"
+                ) from None
             names = ", ".join(other.name for other in others)
             direction = _changed(direction, vector=left[None], source=f"{direction.source}; without {names}")
         direction.check(studio.generator, studio.fingerprint)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from i2i_lightning.checkpoints.directions import save_direction
 from i2i_lightning.checkpoints.latents import Latent, save_latent
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
 from i2i_lightning.sampling.edits.inputs import Reader
 from i2i_lightning.sampling.edits.latents import AlongDirection
 from i2i_lightning.sampling.edits.studio import Studio
+from i2i_lightning.types import UserError
 
 COUNT = 6
 
@@ -60,3 +63,19 @@ def test_all_weights_are_digested_once(
     AlongDirection(find="components", component=3, samples=100).direction(studio)
     AlongDirection(find="factorisation", component=3).direction(studio)
     assert len(seen) == 4  # the studio's own, and one for each that is found
+
+
+def test_a_direction_is_not_kept_from_itself(
+    generator: StyleGAN2Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    studio = studio_of(generator, tmp_path)
+    component = AlongDirection(find="components", samples=100)
+    file = "pca_0.safetensors"
+    save_direction(file, vars(component.direction(studio)))
+    with pytest.raises(UserError) as told:
+        replace(component, orthogonal_to=file).direction(studio)
+    assert str(told.value).startswith(f"operation.orthogonal_to={file}: of pca_0, ")
+    assert "\n" not in str(told.value)
+    second = replace(component, component=1, orthogonal_to=file).direction(studio)
+    assert second.source.endswith("; without pca_0")
