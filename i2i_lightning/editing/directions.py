@@ -113,13 +113,14 @@ def boundary(latents: Tensor, labels: Tensor, penalty: float = 1e-2) -> tuple[Te
         The normal, (D,), pointing to the positive class; and the share of latents on their side.
 
     Raises:
-        UserError: If one class is empty.
+        UserError: If one class is empty, or all latents are one.
     """
     wanted = (labels > 0).to(torch.float64)
     if len(latents) != len(wanted) or not 0 < float(wanted.sum()) < len(wanted):
         raise UserError(
             f"labels: {int(wanted.sum())} of {len(wanted)} latents are positive; a boundary parts two classes"
         )
+    _check_vary(latents)
     with torch.enable_grad():
         x = latents.detach().to(torch.float64)
         mean, spread = x.mean(0), x.std(0).clamp_min(1e-8)
@@ -153,7 +154,13 @@ def regression(latents: Tensor, values: Tensor, penalty: float = 1e-2) -> Tensor
 
     Returns:
         (D,).
+
+    Raises:
+        UserError: If all values are equal, or all latents are.
     """
+    if float(values.max()) == float(values.min()):
+        raise UserError(f"values: all {len(values)} are {float(values[0]):g}; give some that differ")
+    _check_vary(latents)
     x, y = latents.detach().to(torch.float64), values.detach().to(torch.float64)
     x, y = x - x.mean(0), y - y.mean()
     covariance = x.mT @ x / len(x)
@@ -161,6 +168,12 @@ def regression(latents: Tensor, values: Tensor, penalty: float = 1e-2) -> Tensor
     slope: Tensor = torch.linalg.solve(covariance + ridge, x.mT @ y / len(x))
     unit: Tensor = slope / torch.linalg.vector_norm(slope)
     return unit.to(latents.dtype)
+
+
+def _check_vary(latents: Tensor) -> None:
+    """Raise ``UserError`` where all of ``latents (N, D)`` are one: labels say nothing about them then."""
+    if torch.equal(latents, latents[:1].expand_as(latents)):
+        raise UserError(f"latents: all {len(latents)} that are labelled are the same; give some that differ")
 
 
 def without(direction: Tensor, others: Sequence[Tensor]) -> Tensor:

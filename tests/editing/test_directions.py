@@ -48,6 +48,8 @@ def test_boundary_and_regression_find_the_hidden_direction() -> None:
     assert float(boundary(latents, score < 0, penalty=1e-4)[0] @ direction) < -0.99
     with pytest.raises(UserError, match="0 of 4000 latents are positive"):
         boundary(latents, torch.zeros(4000))
+    with pytest.raises(UserError, match=r"values: all 4000 are 0\.3; give some that differ"):
+        regression(latents, torch.full((4000,), 0.3))
 
 
 def test_without_is_orthogonal_and_a_unit() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -448,6 +449,11 @@ class AlongDirection:
             )
         w = torch.stack([latent.w_plus.mean(0) for latent in chosen])
         labels = torch.tensor([values[latent.name] for latent in chosen])
+        if bool((labels == labels[0]).all()):
+            raise UserError(
+                f"operation.labels={self.labels}: all {len(chosen)} latents have {float(labels[0]):g}; give "
+                "some that differ"
+            )
         binary = bool(((labels == 0) | (labels == 1) | (labels == -1)).all())
         name = self.attribute or Path(self.labels).stem
         source = f"{len(chosen)} latents labelled by {Path(self.labels).name}"
@@ -480,20 +486,32 @@ def _labels(path: Path) -> dict[str, float]:
     """Return the value of each name in a CSV file with a header.
 
     Raises:
-        UserError: If it is missing, or not such a file.
+        UserError: If it is missing, not such a file, or one of its values is no finite number.
     """
     if not path.is_file():
         raise UserError(f"operation.labels={path}: no such file")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin UTF-8 with a byte-order mark
+        reader = csv.DictReader(io.StringIO(text, newline=""))
         if not {"name", "value"} <= set(reader.fieldnames or ()):
             raise UserError(f"operation.labels={path}: its first line must name the columns name and value")
         values: dict[str, float] = {}
         for row in reader:
-            try:
-                values[str(row["name"])] = float(row["value"])
-            except (TypeError, ValueError):
-                raise UserError(
-                    f"operation.labels={path}, line {reader.line_num}: {row['value']!r} is no number"
-                ) from None
+            values[str(row["name"])] = _number(
+                row["value"], f"operation.labels={path}, line {reader.line_num}"
+            )
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else f"cannot be read ({error})"
+        raise UserError(f"operation.labels={path}: {what}; save it as CSV in UTF-8") from None
     return values
+
+
+def _number(text: str | None, where: str) -> float:
+    """Return the finite number, in float32, that ``text`` is; ``where`` is it found, for the message."""
+    try:
+        number = float(text or "")
+    except ValueError:
+        raise UserError(f"{where}: {text!r} is no number") from None
+    if not abs(number) <= torch.finfo(torch.float32).max:
+        raise UserError(f"{where}: {text!r} is no finite number")
+    return number

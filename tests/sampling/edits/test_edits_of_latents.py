@@ -79,3 +79,48 @@ def test_a_direction_is_not_kept_from_itself(
     assert "\n" not in str(told.value)
     second = replace(component, component=1, orthogonal_to=file).direction(studio)
     assert second.source.endswith("; without pca_0")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"name,value\n0,0.5\n1,0.5\n2,0.5\n", "x.csv: all 3 latents have 0.5; give some that differ"),
+        (b"name,value\n0,1\n1,1\n", "x.csv: all 2 latents have 1; give some that differ"),
+        (b"name,value\n0,1\n1,nan\n", "x.csv, line 3: 'nan' is no finite number"),
+        (b"name,value\n0,1\n1,-inf\n", "x.csv, line 3: '-inf' is no finite number"),
+        (b"name,value\n0,1e300\n1,2\n", "x.csv, line 2: '1e300' is no finite number"),
+        (b"name,value\n0,1\n1\n", "x.csv, line 3: None is no number"),
+        ("name,value\nö,1\n".encode("latin-1"), "x.csv: is not UTF-8; save it as CSV in UTF-8"),
+        ("name,value\n0,1\n".encode("utf-16"), "x.csv: is not UTF-8; save it as CSV in UTF-8"),
+        (b'name,value\n0,"' + b"1" * 200_000 + b'"\n', "x.csv: cannot be read (field larger than"),
+    ],
+)
+def test_labels_are_checked_before_anything_is_written(
+    generator: StyleGAN2Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: bytes, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.csv").write_bytes(text)
+    studio = studio_of(generator, tmp_path)
+    with pytest.raises(UserError) as told:
+        AlongDirection(labels="x.csv").run(studio)
+    assert str(told.value).startswith(f"operation.labels={says}")
+    assert "\n" not in str(told.value)
+    assert not studio.folder.exists()
+
+
+def test_labels_of_a_spreadsheet(generator: StyleGAN2Generator, tmp_path: Path) -> None:
+    lines = [f"{index},{index / 10}" for index in range(COUNT)]
+    file = tmp_path / "x.csv"
+    file.write_bytes("\r\n".join(["name,value", *lines, ""]).encode("utf-8-sig"))
+    direction = AlongDirection(labels=str(file)).direction(studio_of(generator, tmp_path))
+    assert direction.source == f"{COUNT} latents labelled by x.csv"
+
+
+def test_labels_of_one_latent_alone(generator: StyleGAN2Generator, tmp_path: Path) -> None:
+    file = tmp_path / "x.csv"
+    studio = studio_of(generator, tmp_path)
+    studio.latents = [replace(studio.latents[0], name=str(index)) for index in range(3)]
+    for values in ("0,0.3\n1,0.5", "0,1\n1,0"):
+        file.write_text(f"name,value\n{values}\n")
+        with pytest.raises(UserError, match="latents: all 2 that are labelled are the same"):
+            AlongDirection(labels=str(file)).direction(studio)
