@@ -138,9 +138,10 @@ class InversionResults(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take out what was known of the chunk that this process was at."""
+        """Take out what was known of the chunk that this process was at, unless it begins anew."""
         ranks = checkpoint.get("inversion_results", [])
-        if trainer.global_rank < len(ranks):
+        goes_on = getattr(getattr(trainer, "datamodule", None), "goes_on", True)
+        if goes_on and trainer.global_rank < len(ranks):
             mine = ranks[trainer.global_rank]
             self._chunk, self._before, self._seen = mine["chunk"], tuple(mine["spent"]), list(mine["seen"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -34,8 +35,8 @@ class Chunks:
     Args:
         source: All images.
         names: Their names.
-        size: Images of a chunk.
-        num_replicas: Processes.
+        plan: Names of the images of each chunk, those of all processes.
+        size: Images that a process has of a chunk, at most.
         rank: Number of this one.
         shape: (channels, height, width) of an image.
     """
@@ -44,19 +45,20 @@ class Chunks:
         self,
         source: PictureSource,
         names: Sequence[str],
+        plan: Sequence[Sequence[str]],
         size: int,
-        num_replicas: int,
         rank: int,
         shape: tuple[int, int, int],
     ) -> None:
-        self.source, self.names, self.size = source, names, size
-        self.num_replicas, self.rank, self.shape = num_replicas, rank, shape
+        self.source, self.names, self.plan, self.size = source, names, plan, size
+        self.rank, self.shape = rank, shape
+        self._numbers = {name: number for number, name in enumerate(names)}
         self._decoded: tuple[int, Tensor] | None = None
 
-    def indices(self, chunk: int) -> range:
+    def indices(self, chunk: int) -> list[int]:
         """Return the numbers of the images of this process in ``chunk``; there may be none left for it."""
-        first = (chunk * self.num_replicas + self.rank) * self.size
-        return range(min(first, len(self.names)), min(first + self.size, len(self.names)))
+        mine = self.plan[chunk][self.rank * self.size : (self.rank + 1) * self.size]
+        return [self._numbers[name] for name in mine]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -78,8 +80,12 @@ class TargetImages(ImageDataModule):
     """The images that an inversion is to find latents for, streamed in chunks.
 
     Every header is checked before anything is searched, and everything that is wrong is listed in one
-    message; pictures are decoded chunk by chunk. Processes take chunks in turn, so that none has an image of
-    another.
+    message; pictures are decoded chunk by chunk. Processes take their shares of a chunk, so that none has an
+    image of another.
+
+    A checkpoint holds which images each chunk has. A resumed run may have other images, more or less of them
+    at once, or other processes: it goes on with exactly those images that were in no finished chunk, and the
+    chunk that was half done goes on where it stood unless it would be another one now.
 
     Args:
         images: A file, a folder (all images below it), a quoted pattern, or a list of these; None takes
@@ -98,6 +104,8 @@ class TargetImages(ImageDataModule):
 
     Attributes:
         names: Names of all images.
+        plan: Names of the images of each chunk, those of all processes.
+        goes_on: Whether a chunk that a checkpoint was taken in goes on, and does not begin anew.
 
     Raises:
         UserError: If an option is impossible; in :meth:`setup`, if there is no image, or a file is unusable.
@@ -136,6 +144,8 @@ class TargetImages(ImageDataModule):
         self.num_faces = num_faces
         self.cache_in_memory = True
         self.names: list[str] = []
+        self.plan: list[list[str]] = []
+        self.goes_on = True
         self._source: PictureSource | None = None
 
     @property
@@ -147,9 +157,47 @@ class TargetImages(ImageDataModule):
         """Find and check the images, and let the run have as many epochs as there are chunks."""
         if self._source is None:
             self._source, self.names = self._faces() if self.images is None else self._files()
+        self._take([], self.names)
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer is not None else 1
+
+    def _take(self, begun: list[list[str]], rest: Sequence[str]) -> None:
+        """Plan the chunks ``begun`` and then others of ``rest``; a chunk is an epoch."""
+        at_once = self.batch_size * self._world_size
+        self.plan = [*begun, *(list(rest[i : i + at_once]) for i in range(0, len(rest), at_once))]
         if self.trainer is not None:
-            images_at_once = self.batch_size * self.trainer.world_size
-            self.trainer.fit_loop.max_epochs = -(-len(self.names) // images_at_once)
+            self.trainer.fit_loop.max_epochs = len(self.plan)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the data, and what decides which image is where."""
+        shares = {"batch_size": self.batch_size, "world_size": self._world_size}
+        return {**super().state_dict(), **shares, "plan": self.plan}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on behind the chunks that are finished, with those images that were in none of them.
+
+        Raises:
+            UserError: If the state does not say which images the chunks have.
+        """
+        super().load_state_dict(state_dict)
+        if "plan" not in state_dict:
+            raise UserError(
+                "resume: this checkpoint does not say which images its chunks had, as those of this version "
+                "do; begin anew"
+            )
+        plan, (chunk, items) = state_dict["plan"], (state_dict["epoch"], state_dict["items"])
+        shares = (state_dict["batch_size"], state_dict["world_size"])
+        half_done = plan[chunk] if items else []
+        self.goes_on = not half_done or (
+            shares == (self.batch_size, self._world_size) and set(half_done) <= set(self.names)
+        )
+        begun = plan[: chunk + 1] if half_done and self.goes_on else plan[:chunk]
+        if not self.goes_on:
+            self._continue_at = chunk, 0
+        there = {name for names in begun for name in names}
+        self._take(begun, [name for name in self.names if name not in there])
 
     def _faces(self) -> tuple[PictureSource, list[str]]:
         if self.channels != 3:
@@ -196,8 +244,8 @@ class TargetImages(ImageDataModule):
         chunks = Chunks(
             _Cropped(self._source, height),
             self.names,
+            self.plan,
             self.batch_size,
-            self.trainer.world_size,
             self.trainer.global_rank,
             (self.channels, height, width),
         )

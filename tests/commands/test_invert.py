@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -216,6 +217,54 @@ def test_a_chunk_that_was_stopped_goes_on_as_if_it_had_not_been(
         assert files[0] == files[1]
     assert read_checkpoint(stopped / "checkpoints" / "last.ckpt")["inversion_results"][0]["seen"] == []
     assert runs() == [whole, stopped]
+
+
+def names_in(folder: Path) -> list[str]:
+    with (folder / "results.csv").open(newline="") as file:
+        return [row["image"] for row in csv.DictReader(file)]
+
+
+def test_a_run_goes_on_with_more_images_and_others_at_once(shell: Shell) -> None:
+    photos("in", 4)
+    assert shell("images=in", "data.limit=2", "data.batch_size=1")[0] == 0
+    (folder,) = runs()
+    first = folder / "latents" / "0.safetensors"
+    before = first.stat().st_ino
+    status, text = shell(f"resume={folder}", "data.limit=null", "data.batch_size=2")
+    assert status == 0, text
+    assert names_in(folder) == ["0", "1", "2", "3"]
+    save(Path("in/00.png"), (SIDE, SIDE, 3), 9)
+    assert shell(f"resume={folder}", "data.batch_size=3")[0] == 0
+    assert names_in(folder) == ["0", "00", "1", "2", "3"]
+    assert first.stat().st_ino == before, "what is finished is left alone"
+    shutil.rmtree(folder / "latents")
+    assert shell(f"resume={folder}")[0] == 0
+    assert not (folder / "latents").exists(), "there is nothing left to search for"
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_half_done_chunk_begins_anew_where_it_is_shared_out_otherwise(
+    shell: Shell, power_cut: Callable[[int | None], list[int]], size: int
+) -> None:
+    photos("in")
+    words = ["images=in", "callbacks.checkpoints.every_n_batches=2", "callbacks.results.video=true"]
+    power_cut(STEPS + 4)
+    with pytest.raises(RuntimeError, match="power cut"):
+        shell(*words)
+    (folder,) = runs()
+    seen = power_cut(STEPS - 1)
+    with pytest.raises(RuntimeError, match="power cut"):
+        shell(f"resume={folder}", f"data.batch_size={size}")
+    assert seen == [1] * 4, "the chunk of three or one began anew"
+    seen = power_cut(None)
+    status, text = shell(f"resume={folder}", f"data.batch_size={size}")
+    assert status == 0, text
+    assert seen == [1, *([2] * STEPS + [3] * STEPS if size == 1 else [])], "and goes on where it stood"
+    assert names_in(folder) == ["0", "1", "2", "3", "4"]
+    power_cut(None)
+    assert shell(*words, "hydra.run.dir=whole")[0] == 0
+    for one, other in zip(found(Path("whole")), found(folder), strict=True):
+        torch.testing.assert_close(one.w_plus, other.w_plus, atol=1e-4, rtol=1e-4)
 
 
 # Slips.

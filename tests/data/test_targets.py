@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -43,21 +44,35 @@ class Numbers:
         return (torch.full((1, 2, 2), index, dtype=torch.uint8),)
 
 
+def chunks(data: TargetImages, rank: int = 0) -> Chunks:
+    return Chunks(Numbers(), data.names, data.plan, data.batch_size, rank, (1, 2, 2))
+
+
+def faces(count: int, size: int, replicas: int = 1) -> TargetImages:
+    """Return data that ``replicas`` processes share."""
+    data = TargetImages(None, SIDE, 3, num_faces=count, batch_size=size)
+    data.trainer = SimpleNamespace(world_size=replicas, fit_loop=SimpleNamespace())  # type: ignore[assignment]
+    data.setup()
+    return data
+
+
 @pytest.mark.parametrize("replicas", [1, 2, 3])
 @pytest.mark.parametrize("size", [1, 2, 4, 9])
 def test_every_image_is_in_one_chunk_of_one_process(replicas: int, size: int) -> None:
-    count = 7
-    names = [f"image {index}" for index in range(count)]
-    mine = [Chunks(Numbers(), names, size, replicas, rank, (1, 2, 2)) for rank in range(replicas)]
-    chunks = range(-(-count // (size * replicas)))
-    given = [index for chunk in chunks for rank in mine for index in rank.indices(chunk)]
-    assert given == list(range(count))
-    assert not any(list(rank.indices(len(chunks))) for rank in mine), "nothing is left after the last chunk"
-    assert all(len(rank.indices(chunk)) <= size for rank in mine for chunk in chunks)
+    data = faces(7, size, replicas)
+    mine = [chunks(data, rank) for rank in range(replicas)]
+    numbers = range(-(-7 // (size * replicas)))
+    assert data.trainer is not None
+    assert data.trainer.fit_loop.max_epochs == len(numbers)
+    given = [index for chunk in numbers for rank in mine for index in rank.indices(chunk)]
+    assert given == list(range(7))
+    assert all(len(rank.indices(chunk)) <= size for rank in mine for chunk in numbers)
 
 
 def test_a_chunk_holds_its_own_images_and_may_be_empty() -> None:
-    first, second = (Chunks(Numbers(), ["a", "b", "c"], 2, 2, rank, (1, 2, 2)) for rank in (0, 1))
+    first, second = (
+        Chunks(Numbers(), ["a", "b", "c"], [["a", "b", "c"], ["a"]], 2, rank, (1, 2, 2)) for rank in (0, 1)
+    )
     chunk = first.__getitems__([(0, 0), (0, 1)])
     assert chunk["name"] == ["a", "b"]
     assert chunk["real"][:, 0, 0, 0].tolist() == [0, 1]
@@ -65,6 +80,48 @@ def test_a_chunk_holds_its_own_images_and_may_be_empty() -> None:
     empty = second.__getitems__([(1, 0)])
     assert empty["name"] == []
     assert empty["real"].shape == (0, 1, 2, 2)
+
+
+@pytest.mark.parametrize("half_done", [False, True])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((2, 1, 1), (6, 2, 1)),
+        ((6, 2, 1), (6, 1, 1)),
+        ((6, 1, 1), (6, 1, 2)),
+        ((6, 1, 2), (6, 1, 1)),
+        ((5, 3, 1), (7, 3, 1)),
+        ((6, 2, 1), (3, 2, 1)),
+        ((6, 2, 1), (6, 2, 1)),
+    ],
+    ids=lambda value: "{} images by {} on {}".format(*value),
+)
+def test_a_resumed_run_has_every_image_that_is_not_finished_once(
+    before: tuple[int, int, int], after: tuple[int, int, int], half_done: bool
+) -> None:
+    """Whatever becomes of the images, of how many are searched for at once, and of the processes."""
+    stopped = faces(*before)
+    resumed = faces(*after)
+    items = 5 if half_done else 0
+    resumed.load_state_dict({**stopped.state_dict(), "epoch": 1, "items": items})
+    finished = set(stopped.plan[0])
+    left = [name for chunk in resumed.plan[1:] for name in chunk]
+    assert sorted(left) == [name for name in resumed.names if name not in finished]
+    assert resumed.plan[0] == stopped.plan[0]
+    assert resumed.trainer.fit_loop.max_epochs == len(resumed.plan)  # type: ignore[union-attr]
+    same_chunk = before[1:] == after[1:] and set(stopped.plan[1]) <= set(resumed.names)
+    assert resumed.goes_on == (not half_done or same_chunk)
+    assert resumed.state_dict()["items"] == (items if resumed.goes_on else 0)
+    if half_done and resumed.goes_on:
+        assert resumed.plan[1] == stopped.plan[1]
+    again = faces(*after)
+    again.load_state_dict({**resumed.state_dict(), "epoch": len(resumed.plan), "items": 0})
+    assert again.plan == resumed.plan
+
+
+def test_a_checkpoint_without_a_plan_is_refused() -> None:
+    with pytest.raises(UserError, match=r"resume: .* which images its chunks had"):
+        faces(2, 1).load_state_dict({"epoch": 1, "items": 0})
 
 
 def test_a_file_a_folder_a_pattern_and_a_list(tmp_path: Path) -> None:

@@ -138,7 +138,10 @@ class Inversion(Method):
         self.chunk, self._state = -1, None
         if self._resumed is not None:
             ranks = self._resumed["ranks"]
-            if self.trainer.global_rank < len(ranks):
+            if not getattr(getattr(self.trainer, "datamodule", None), "goes_on", True):
+                # The chunk has other images or other shares now: its epoch begins anew.
+                self.trainer.fit_loop.restarting = False
+            elif self.trainer.global_rank < len(ranks):
                 self._state = ranks[self.trainer.global_rank]
                 self.chunk = self._state["chunk"]
             self._resumed = None
