@@ -448,3 +448,14 @@ def _brief(error: Exception) -> str:
     """Return the first line of an error's message, shortened."""
     text = str(error).strip().splitlines()
     return (text[0] if text else type(error).__name__)[:80]
+
+
+def file_alpha(path: Path) -> Array | None:
+    """Return the alpha of an image file that :func:`decode` reads, uint8 ``(H, W)``; None if it has none."""
+    if path.suffix.lower() == ".npy" or (_is_tiff(path) and not _pil_reads_tiff_exactly(path)):
+        return None
+    with _open_image(path) as image:
+        if not image.has_transparency_data or image.mode in ("I", *_SIXTEEN_BIT_MODES):
+            return None
+        upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+        return np.asarray(upright.convert("RGBA").getchannel("A"))

@@ -13,7 +13,7 @@ from torch import Tensor
 from i2i_lightning.checkpoints.latents import SUFFIX, Latent, load_latent
 from i2i_lightning.data.alignment import crop, face_quad, landmarks_of
 from i2i_lightning.data.checks import FileProblem
-from i2i_lightning.data.decode import SideFormat, decode, read_header
+from i2i_lightning.data.decode import SideFormat, decode, file_alpha, read_header
 from i2i_lightning.data.transforms import network_image, resize
 from i2i_lightning.editing.ranges import as_written, parts_of, whole_numbers
 from i2i_lightning.networks.style import StyleGenerator
@@ -160,7 +160,10 @@ class Reader:
         return f"{words}{f': {problem.mend}' if problem.mend else ''}".replace("data.", "")
 
     def mask(self, key: str, place: str | None, of: Picture) -> Tensor:
-        """Return the mask in a file as (1, 1, S, S) in [0, 1]: white is 1.
+        """Return the mask in a file as (1, 1, S, S) in [0, 1]: white is 1, black 0.
+
+        Where a file's alpha varies, the mask is that alone, whatever the colours: opaque is 1, transparent 0,
+        as editors export a layer that was painted on.
 
         Args:
             key: The config key that names it.
@@ -176,9 +179,11 @@ class Reader:
         try:
             format_ = SideFormat("", "image", 1, "match")
             header = read_header(path, format_)
-            pixels = decode(path, format_)
+            pixels, alpha = decode(path, format_), file_alpha(path)
         except FileProblem as problem:
             raise UserError(f"{key}={place}: {self._words(problem)}") from None
+        if alpha is not None and alpha.min() < alpha.max():
+            pixels = alpha[:, :, None]
         if (header.height, header.width) != of.size:
             height, width = of.size
             raise UserError(
