@@ -286,6 +286,32 @@ def test_the_preview_shows_the_best_so_far() -> None:
     assert not torch.equal(shown[0]["output"], found.image)
 
 
+def test_the_preview_shows_each_image_with_its_own_weights() -> None:
+    """While the generator is tuned for one image, the others are drawn as it is no concern of theirs."""
+    shown: list[Tensor] = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            shown.append(pl_module.preview({"real": images(1)})["output"])
+
+    stages = {
+        "w": Stage(["w"], 2, rate=0.05, keep="last"),
+        "tune": Stage(["generator"], 3, rate=0.01, keep="last"),
+    }
+    found = fit(method(stages), Chunks(3, 3), callbacks=[Look()]).found[0]
+    pivots = shown[1]
+    for batch, image in enumerate(shown[2:]):
+        present = batch // 3
+        for index in range(3):
+            if index < present:
+                assert torch.equal(image[index], found.image[index]), (batch, index)
+            elif index > present:
+                assert torch.equal(image[index], pivots[index]), (batch, index)
+    assert not torch.equal(shown[2][0], pivots[0]), "the present image moves"
+    assert not torch.equal(shown[2][0], found.image[0])
+    assert torch.equal(shown[-1], found.image)
+
+
 def test_the_preset_runs_under_the_trainer() -> None:
     parts = preset("fast", 3)
     inversion = Inversion(generator(), parts["stages"], parts["loss"], parts["start"], 0)

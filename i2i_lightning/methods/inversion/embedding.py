@@ -55,7 +55,7 @@ def render(
     generator: StyleGenerator,
     w_plus: Tensor,
     noise: Sequence[Tensor] | None = None,
-    tuned: Sequence[Mapping[str, Tensor]] | None = None,
+    tuned: Sequence[Mapping[str, Tensor] | None] | None = None,
 ) -> Tensor:
     """Return the images of ``w_plus (N, L, D)``, one by one and in full precision.
 
@@ -65,7 +65,7 @@ def render(
         generator: What draws.
         w_plus: Latents.
         noise: Maps, each (N, 1, h, w); None for the generator's own.
-        tuned: Weights of the generator for each image, by name; None for the generator's own.
+        tuned: Weights of the generator for each image, by name; None for the generator's own, for one or all.
     """
     images = []
     with torch.autocast(w_plus.device.type, enabled=False):

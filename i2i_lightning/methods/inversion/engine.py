@@ -477,6 +477,18 @@ class Search:
             kept[self.present] = leaf.detach()
         return latent, noise
 
+    def weights_now(self) -> list[Mapping[str, Tensor] | None] | None:
+        """Return the generator's weights that each image is drawn with so far; None where none are tuned.
+
+        Those that were tuned for it, None for those that the generator has at the moment, and for images
+        that are yet to come those that it began with.
+        """
+        assert self.targets is not None
+        if not self._leaves.original:
+            return None
+        count = len(self.targets)
+        return [*self.tuned, None, *[self._leaves.original] * count][:count]
+
     @torch.no_grad()
     def embedding(self) -> Embedding:
         """Return what was found; of a search that is not ``done``, what it has so far."""
@@ -492,7 +504,7 @@ class Search:
             latent, maps = self.now()
             w_plus = self.w_plus(latent, everyone).clone()
             noise = [map_.clone() for map_ in maps] if self.own_noise else None
-        image = render(generator, w_plus, noise, tuned)
+        image = render(generator, w_plus, noise, self.weights_now())
         if count:
             assert self.objective is not None
             with torch.autocast(self.device.type, enabled=False):

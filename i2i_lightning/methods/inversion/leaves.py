@@ -32,6 +32,7 @@ class Leaves:
         latent: (n, z_dim), (n, 1, D) or (n, L, D), as the space is.
         noise: Noise maps, each (n, 1, h, w).
         optimizers: One Adam for each player that a stage has.
+        original: The generator's weights as they were, by name; none where no stage tunes them.
     """
 
     def __init__(self, generator: StyleGenerator, stages: Iterable[Stage]) -> None:
@@ -42,7 +43,7 @@ class Leaves:
         self.optimizers = self._make_optimizers(stages)
         self._auto_rates: list[float] | None = None
         tunes = any(stage.tunes for stage in stages)
-        self._original = {name: p.detach().clone() for name, p in self._tunable()} if tunes else {}
+        self.original = {name: p.detach().clone() for name, p in self._tunable()} if tunes else {}
 
     def _make_optimizers(self, stages: Iterable[Stage]) -> dict[str, Adam]:
         """Return one optimiser for each player; rates, betas and epsilon are set stage by stage."""
@@ -119,7 +120,7 @@ class Leaves:
         """Return the generator's weights as they are, on the CPU, and put it back as it was."""
         tuned = {name: p.detach().to("cpu", copy=True) for name, p in self._tunable()}
         for name, parameter in self._tunable():
-            parameter.data.copy_(self._original[name])
+            parameter.data.copy_(self.original[name])
         return tuned
 
     def rest(self) -> None:

@@ -231,8 +231,9 @@ class Inversion(Method):
             return {"target": batch["real"], "output": batch["real"]}
         latent, noise = search.now()
         index = torch.arange(len(search.targets), device=search.device)
+        maps = noise if search.own_noise else None
         with torch.no_grad():
-            output = render(self.generator, search.w_plus(latent, index), noise if search.own_noise else None)
+            output = render(self.generator, search.w_plus(latent, index), maps, search.weights_now())
         return {"target": search.targets.real, "output": output}
 
     # -------------------- checkpoints
