@@ -290,6 +290,8 @@ class EditConfig:
     """none, or match to convert 8-bit pictures to the generator's grey or RGB."""
     align: bool = False
     """Crop pictures around their face as FFHQ does, and paste the result back."""
+    paste: Optional[str] = None  # noqa: UP045
+    """Photo into which every picture of an edit of latents is put back, over its face."""
     seed: int = 0
     """Seed of searches."""
     loss: Any = None

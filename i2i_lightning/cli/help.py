@@ -161,6 +161,7 @@ KEYS = {
         "label": "class, for a conditional generator",
         "convert": "match converts 8-bit pictures to the generator's grey or RGB",
         "align": "crop pictures around their face as FFHQ does, and paste the result back",
+        "paste": "of edits of latents: a photo; every picture is put back over its face",
         "effort.latent_steps": "steps of operations that search, on the latent",
         "effort.noise_steps": "and on the noise maps; 0 leaves them alone",
         "effort.blur_px": "how soft masks are",

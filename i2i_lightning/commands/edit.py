@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LISTS = ("seeds", *(f"operation.{key}" for key in ("rows", "strengths", "box", "to")))
 """Keys whose value may hold commas."""
-FILES = ("latents", *(f"operation.{key}" for key in (
+FILES = ("latents", "paste", *(f"operation.{key}" for key in (
     "inside", "around", "mask", "image", "hole", "photo", "scribbled", "content", "style", "file", "of",
     "labels", "labelled", "orthogonal_to",
 )))  # fmt: skip
@@ -35,11 +35,17 @@ def edit(run: Run) -> None:
 
     from i2i_lightning.cli import record
     from i2i_lightning.commands.output import output_folder
+    from i2i_lightning.types import UserError
 
     config = run.config
     options: Any = OmegaConf.to_container(config, resolve=True)
     # First what is quickly checked, then the weights.
     operation = instantiate(config.operation, _convert_="all")
+    if options["paste"] is not None and not getattr(operation, "pastes", False):
+        raise UserError(
+            f"paste={options['paste']}: edits of latents alone are put back: morph, corners, "
+            "expression_transfer, style_transfer, direction; edits in masks are with align=true"
+        )
     studio = _studio(config, options, operation.takes)
     with output_folder(options["output"], "edit") as studio.folder:
         _run(operation, studio)
@@ -91,6 +97,11 @@ def _studio(config: Any, options: dict[str, Any], takes: int) -> Studio:
     latents = _latents(options, sampler, source, takes)
     label = sampler.one_hot(options["label"]) if takes == 0 or options["label"] is not None else None
 
+    photo = None
+    if options["paste"] is not None:
+        asked = f"paste={options['paste']}"
+        photo = Reader(generator, options["convert"], True, asked).picture("paste", options["paste"])
+
     def loss() -> InversionLoss:
         made: InversionLoss = instantiate(config.loss, _convert_="all")
         return made
@@ -110,6 +121,7 @@ def _studio(config: Any, options: dict[str, Any], takes: int) -> Studio:
         options["tile_px"],
         load_style_generator,
         read_faces,
+        photo,
     )
 
 

@@ -18,7 +18,7 @@ from i2i_lightning.checkpoints.latents import Latent, load_latent, save_latent
 from i2i_lightning.cli import help as help_page
 from i2i_lightning.cli.folders import conf_dir
 from i2i_lightning.commands.edit import APP
-from i2i_lightning.data.alignment import face_quad
+from i2i_lightning.data.alignment import crop, face_quad
 from i2i_lightning.editing.mixing import mix
 from i2i_lightning.editing.transfer import corners, expression_transfer, morph, style_transfer
 from i2i_lightning.networks.style import StyleGenerator
@@ -469,6 +469,65 @@ def test_a_face_is_cropped_edited_and_pasted_back(shell: Shell) -> None:
     Path("me.landmarks.json").write_text("[[1, 2], [3, 4]]")
     assert "shape (2, 2); a face has 68 points" in shell(*words)[1]
     Path("me.landmarks.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["operation=morph", "operation.pictures=2", "seeds=0,1"], ["morph0_000", "morph0_001"]),
+        (["operation=corners", "operation.side=2"], [f"corners_{row}_{x}" for row in (0, 1) for x in (0, 1)]),
+        (["operation=style_transfer"], [f"style_{row}_{x}" for row in (0, 1) for x in (0, 1)]),
+        (
+            ["operation=direction", "operation.strengths=0,2", "operation.samples=100"],
+            ["direction0_000", "direction0_001"],
+        ),
+        (
+            [
+                "operation=expression_transfer", "operation.threshold=0.1", "operation.strengths=0,1",
+                "operation.box=0,0,5,16", "seeds=5,6,7",
+            ],
+            ["expression_000", "expression_001"],
+        ),
+    ],
+)  # fmt: skip
+def test_edits_of_latents_are_put_back_into_a_photo(shell: Shell, words: list[str], shown: list[str]) -> None:
+    quad = face_quad(a_face("me, a photo"))
+    status, text = shell(*words, "paste=me, a photo.png", "output=out", "video.frames=0")
+    assert status == 0, text
+    assert f"pasted/, {len(shown)} PNG files, 60 x 50 px" in text
+    assert sorted(path.stem for path in Path("out/pasted").iterdir()) == shown
+    before = pixels("me, a photo.png").astype(int)
+    for name in shown:
+        pasted = pixels(f"out/pasted/{name}.png").astype(int)
+        rows, columns = (np.abs(pasted - before).max(2) > 0).nonzero()
+        assert len(rows) > 100
+        assert columns.min() >= quad[:, 0].min() - 1
+        assert columns.max() <= quad[:, 0].max() + 1
+        # Away from the border, the face of the photo is the very picture that was drawn.
+        whole = torch.from_numpy(pasted.astype(np.uint8)).permute(2, 0, 1)[None] / 127.5 - 1
+        back = crop(whole, quad, SIZE)[0].permute(1, 2, 0).numpy()
+        drawn_there = pixels(f"out/images/{name}.png") / 127.5 - 1
+        assert np.corrcoef(back[3:-3, 3:-3].ravel(), drawn_there[3:-3, 3:-3].ravel())[0, 1] > 0.9
+
+
+def test_a_photo_to_put_back_into_is_checked_first(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = a_face("me")
+    for words in (
+        ["operation=inpaint", "operation.image=me.png", "operation.hole=me.png", "align=true", *QUICK],
+        ["operation=attribute_transfer", "operation.box=2,3,8,9"],
+    ):
+        text = shell(*words, "paste=me.png")[1]
+        assert text.startswith("i2i-edit: paste=me.png: edits of latents alone are put back: morph, corners,")
+        assert text.count("\n") == 1
+    assert shell("paste=no.png")[1] == "i2i-edit: paste=no.png: missing\n"
+    Path("me.landmarks.json").write_text("[]")
+    assert "me.landmarks.json: no face was found" in shell("paste=me.png")[1]
+    Path("me.landmarks.json").write_text(json.dumps([points.tolist()] * 2))
+    assert "me.landmarks.json: 2 faces were found" in shell("paste=me.png")[1]
+    Path("me.landmarks.json").unlink()
+    monkeypatch.setattr("i2i_lightning.data.alignment.can_detect", lambda: False)
+    assert shell("paste=me.png")[1].startswith("i2i-edit: paste=me.png: no me.landmarks.json beside me.png")
+    assert not Path("outputs").exists()
 
 
 def test_landmarks_are_found_or_asked_for(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,11 +109,13 @@ class Reader:
         generator: Whose size and channels they are brought to.
         convert: ``none``, or ``match`` to convert 8-bit files to the generator's grey or RGB.
         align: Whether pictures are cropped around their face, as FFHQ is.
+        asked: The option that asks for that, as ``key=value``, for messages.
     """
 
     generator: StyleGenerator
     convert: str = "none"
     align: bool = False
+    asked: str = "align=true"
 
     def picture(self, key: str, place: str | None) -> Picture:
         """Return the picture in a file.
@@ -138,7 +140,7 @@ class Reader:
         size = (header.height, header.width)
         if self.align:
             whole = network_image(pixels)
-            quad = face_quad(landmarks_of(path, pixels, "align=true"))
+            quad = face_quad(landmarks_of(path, pixels, self.asked))
             return Picture(crop(whole, quad, side), size, path.stem, whole, quad)
         if header.height != header.width:
             raise UserError(

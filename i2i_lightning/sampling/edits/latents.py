@@ -45,6 +45,7 @@ class Morph:
 
     pictures: int = 8
     takes = 2
+    pastes = True
 
     def __post_init__(self) -> None:
         if self.pictures < 2:
@@ -87,6 +88,7 @@ class Corners:
 
     side: int = 5
     takes = 4
+    pastes = True
 
     def __post_init__(self) -> None:
         if self.side < 2:
@@ -138,6 +140,7 @@ class ExpressionTransfer:
     expressive: str | None = None
     rows: Any = None
     anchor: float = 0.1
+    pastes = True
 
     @property
     def takes(self) -> int:
@@ -232,10 +235,12 @@ class ExpressionTransfer:
             )
             shown.append((f"{strength:g}", made.image))
             studio.write_image(f"images/expression_{index:03d}", made.image)
+            studio.write_pasted(f"expression_{index:03d}", made.image)
             if index == 0:
                 studio.write_image("steps/0_mask", 2 * made.steps["mask"] - 1)
         studio.write_pictures("expression", shown)
         studio.written += [f"images/, {len(moved)} PNG files", "steps/, 1 PNG file"]
+        studio.tell_pasted(len(moved))
         studio.notes.append(
             f"layer {layer}; pictures that a box was moved in are no latents', and have no files"
         )
@@ -265,6 +270,7 @@ class StyleTransfer:
     content_rows: int | None = None
     rows: Any = None
     takes = 2
+    pastes = True
 
     def run(self, studio: Studio) -> None:
         """Write ``style.png``: contents at the left, styles at the top, and every mixture."""
@@ -321,6 +327,7 @@ class AlongDirection:
     strengths: Any = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
     orthogonal_to: Any = None
     takes = 1
+    pastes = True
 
     def __post_init__(self) -> None:
         if self.find is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from i2i_lightning.checkpoints.io import write_beside
 from i2i_lightning.checkpoints.latents import SUFFIX, Latent, check_belongs, save_latent
+from i2i_lightning.data.alignment import paste
 from i2i_lightning.editing.local import Effort, embed_latent
 from i2i_lightning.editing.mixing import rows_of
 from i2i_lightning.methods.inversion import InversionLoss, Targets, render
@@ -59,6 +60,7 @@ class Studio:
         tile_px: Side of pictures in sheets and animations; None takes one that is good to look at.
         load_generator: Loads another generator, to compare with.
         read_faces: Reads named numbers off images (N, 3, H, W), of toy faces; None where nothing can.
+        photo: A face and the picture that it was cut out of: all that is written is put back there, too.
         progress: Called for each picture, with how many more are expected.
 
     Attributes:
@@ -82,6 +84,7 @@ class Studio:
     tile_px: int | None = None
     load_generator: Callable[[str], StyleGenerator] | None = None
     read_faces: Callable[[Tensor], Mapping[str, Tensor]] | None = None
+    photo: Picture | None = None
     progress: Callable[[], None] = lambda: None
     notes: list[str] = field(default_factory=list)
     written: list[str] = field(default_factory=list)
@@ -167,16 +170,19 @@ class Studio:
             for column, cell in enumerate(cells):
                 if cell is None:
                     continue
-                picture = to_picture(self.draw(cell.latent)[0])
+                image = self.draw(cell.latent)
+                picture = to_picture(image[0])
                 sheet.put(column, row, picture, cell.words)
                 if cell.file:
                     write_png(self.folder / "images" / f"{cell.file}.png", picture, self.about)
                     save_latent(self.folder / "latents" / f"{cell.file}{SUFFIX}", cell.latent)
+                    self.write_pasted(cell.file, image)
                     files += 1
         write_png(self.folder / f"{name}.png", sheet.image, self.about)
         self.written.append(f"{name}.png, {layout.columns} x {layout.rows}")
         if files:
             self.written += [f"images/, {files} PNG files", f"latents/, {files} safetensors files"]
+            self.tell_pasted(files)
 
     def write_video(self, name: str, latents: Iterator[Latent], count: int) -> None:
         """Write an animation of ``count`` latents, ``<name>.webp`` or of another format, if any is wanted."""
@@ -206,6 +212,20 @@ class Studio:
     def write_image(self, name: str, image: Tensor) -> None:
         """Write ``image (1, C, H, W)``, or a mask (1, 1, H, W), as ``<name>.png``."""
         write_png(self.folder / f"{name}.png", to_picture(image[0].float().cpu()), self.about)
+
+    def write_pasted(self, name: str, image: Tensor) -> None:
+        """Write ``pasted/<name>.png``: the photo, if any, with ``image (1, C, S, S)`` over its face."""
+        if self.photo is not None:
+            whole, quad = self.photo.whole, self.photo.quad
+            assert whole is not None
+            assert quad is not None
+            self.write_image(f"pasted/{name}", paste(whole, image.float().cpu(), quad))
+
+    def tell_pasted(self, count: int) -> None:
+        """Say that ``count`` pictures were put back, if they were."""
+        if self.photo is not None:
+            height, width = self.photo.size
+            self.written.append(f"pasted/, {count} PNG files, {width} x {height} px")
 
     def write_pictures(self, name: str, pictures: Sequence[tuple[str, Tensor]]) -> None:
         """Write a strip of images that are drawn already, with their words."""
