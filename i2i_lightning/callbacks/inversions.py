@@ -5,21 +5,25 @@ from __future__ import annotations
 import csv
 import html
 import io
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from i2i_lightning.callbacks.drawing import data_uri, html_page
 from i2i_lightning.checkpoints.io import write_beside
-from i2i_lightning.checkpoints.latents import Latent, load_latent, save_latent
+from i2i_lightning.checkpoints.latents import HEADER, Latent, save_latent
 from i2i_lightning.losses.perceptual import LPIPS
 from i2i_lightning.methods.ranks import gather
 from i2i_lightning.metrics.image import psnr, ssim
@@ -42,6 +46,9 @@ COLUMNS = {
 """Key of each figure in latent files, and its heading. ``distance`` is that from the mean latent in units of
 the deviation of w; ``seconds`` are those of the chunk over its images; ``memory`` is the device's peak. Of a
 chunk that was stopped and resumed both are of all its parts."""
+
+SHOWN = 16
+"""Images that the picture and the page show; the page links to the others."""
 
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#222;"
@@ -79,6 +86,7 @@ class InversionResults(Callback):
         self.snapshots = snapshots
         self.video = video
         self.frames = frames
+        self._started = False
         self._chunk = -1
         self._began = 0.0
         self._before = (0.0, 0.0)  # seconds and MB of the chunk before this process took it up
@@ -91,6 +99,7 @@ class InversionResults(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out what can be measured, and go on with the clock of a chunk that is resumed."""
+        self._started = True
         try:
             self._lpips = LPIPS("vgg").to(pl_module.device)
         except UserError:
@@ -174,7 +183,6 @@ class InversionResults(Callback):
                 settings={**found.settings, "notes": found.notes},
                 metrics=metrics,
             )
-            save_latent(folder / "latents" / f"{name}.safetensors", latent)
             notes = {"latent": f"latents/{name}.safetensors"}
             write_png(folder / "pictures" / f"{name}.png", to_picture(found.image[index].cpu()), notes)
             write_png(folder / "targets" / f"{name}.png", to_picture(targets[index].cpu()), {})
@@ -183,6 +191,8 @@ class InversionResults(Callback):
                 write_png(folder / "strips" / f"{name}.png", strip, notes)
             if self.video:
                 self._animate(folder / "videos" / f"{name}.webp", index, found.image[index])
+            # Last: an image that has a latent has all the rest.
+            save_latent(folder / "latents" / f"{name}.safetensors", latent)
         self._seen = []  # the checkpoint that comes now need not hold them
 
     def _measure(self, image: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -233,11 +243,20 @@ class InversionResults(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write table and page from the files of all processes."""
         trainer.strategy.barrier("inversions")
+        self._write_table(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write table and page of what there is: the run ends here, and may have taken days."""
+        if not self._started:  # a resume that was refused, say: what there is stays as it is
+            return
+        with suppress(OSError, UserError):  # the disk may be full, and what ended the run is told anyway
+            self._write_table(trainer)
+
+    def _write_table(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             names = trainer.datamodule.names  # type: ignore[attr-defined]
-            rows = read_rows(folder, names)
-            write_table(folder, rows, self._notes)
+            write_table(folder, read_rows(folder, names), self._notes)
 
 
 def _levels(images: Tensor) -> Tensor:
@@ -257,8 +276,17 @@ def read_rows(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     for name in names:
         path = folder / "latents" / f"{name}.safetensors"
         if path.is_file():
-            rows.append({"image": name, **load_latent(path).metrics})
+            rows.append({"image": name, **_metrics(path)})
     return rows
+
+
+def _metrics(path: Path) -> dict[str, float]:
+    """Return the figures in a latent file's header: the rest of it may be gigabytes of tuned weights."""
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(json.loads(file.metadata()[HEADER])["metrics"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not a latent file of i2i_lightning, or not a whole one") from None
 
 
 def write_table(folder: Path, rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> None:
@@ -284,7 +312,7 @@ def write_table(folder: Path, rows: Sequence[Mapping[str, Any]], notes: Sequence
         ("index.html", _page(folder, rows, table, below)),
     ):
         write_beside(folder / name, lambda beside, content=content: _write(beside, content))  # type: ignore[misc]
-    write_png(folder / "results.png", _sheet(folder, [str(row["image"]) for row in rows][:16]), {})
+    write_png(folder / "results.png", _sheet(folder, [str(row["image"]) for row in rows[:SHOWN]]), {})
     print("\n".join([_aligned(table if len(rows) <= 12 else [table[0], table[-1]]), "", *below]))
 
 
@@ -307,25 +335,27 @@ def _sheet(folder: Path, names: Sequence[str]) -> Image.Image:
 def _page(
     folder: Path, rows: Sequence[Mapping[str, Any]], table: Sequence[Sequence[str]], notes: Sequence[str]
 ) -> str:
-    """Return one page with everything inside: the table, and each image with its search."""
+    """Return a page: the table, the first images with their searches inside of it, and links to the rest."""
     cells = "".join(
         f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in row)}</tr>"
         for row, tag in zip(table, ["th", *["td"] * (len(table) - 1)], strict=True)
     )
-    figures = []
-    for row in rows:
+    figures, links = [], []
+    for number, row in enumerate(rows):
         name = str(row["image"])
-        path = folder / "strips" / f"{name}.png"
-        if not path.is_file():
-            path = folder / "pictures" / f"{name}.png"
-        with Image.open(path) as picture:
-            uri = data_uri(picture.convert("RGB"), 1400)
+        kind = "strips" if (folder / "strips" / f"{name}.png").is_file() else "pictures"
         words = html.escape(f"{name}: {_shown(row.get('psnr'))} dB")
+        if number >= SHOWN:
+            links.append(f'<li><a href="{quote(f"{kind}/{name}.png")}">{words}</a></li>')
+            continue
+        with Image.open(folder / kind / f"{name}.png") as picture:
+            uri = data_uri(picture.convert("RGB"), 1400)
         image = f'<img src="{uri}" alt="{words}">'
         figures.append(f"<figure>{image}<figcaption>{words}</figcaption></figure>")
+    others = f"<ul>{''.join(links)}</ul>" if links else ""
     said = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     heading = f"<h1>Inversion of {len(rows)} images</h1>"
-    return html_page("Inversion", STYLE, [heading, f"<table>{cells}</table>", said, *figures])
+    return html_page("Inversion", STYLE, [heading, f"<table>{cells}</table>", said, *figures, others])
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -211,7 +212,7 @@ class TargetImages(ImageDataModule):
         given = [self.images] if isinstance(self.images, str) else list(self.images)
         found = [file for one in given for file in find_files(one)][: self.limit]
         names = [name for name, _ in found]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
             raise UserError(f"images: two are called {twice[0]}; their results would overwrite each other")
         side = SideFormat("", "image", self.channels, self.convert)

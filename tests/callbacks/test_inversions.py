@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from i2i_lightning.callbacks.inversions import InversionResults, read_rows, write_table
 from i2i_lightning.checkpoints.latents import Latent, save_latent
@@ -57,6 +59,23 @@ def test_many_images_are_printed_as_their_mean(tmp_path: Path, capsys: pytest.Ca
         leave(tmp_path, name, psnr=float(index))
     write_table(tmp_path, read_rows(tmp_path, names))
     assert capsys.readouterr().out.splitlines()[1].split() == ["mean", "of", "20", "9.5"]
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("data:image/") == 16, "a page with a thousand pictures inside opens nowhere"
+    for name in names[16:]:
+        assert f'<a href="pictures/{name}.png">{name}: {int(name)} dB</a>' in page
+
+
+def test_figures_are_read_from_the_header_alone(tmp_path: Path) -> None:
+    """Latents with tuned weights are as large as the generator."""
+    leave(tmp_path, "a", psnr=20.0)
+    path = tmp_path / "latents" / "a.safetensors"
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    save_file({"other": torch.full((1,), math.nan)}, path, header)  # no latent could be made of this
+    assert read_rows(tmp_path, ["a"]) == [{"image": "a", "psnr": 20.0}]
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(UserError, match=r"a\.safetensors: not a latent file .* or not a whole one"):
+        read_rows(tmp_path, ["a"])
 
 
 def test_nothing_found_writes_nothing(tmp_path: Path) -> None:

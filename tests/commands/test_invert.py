@@ -267,6 +267,26 @@ def test_a_half_done_chunk_begins_anew_where_it_is_shared_out_otherwise(
         torch.testing.assert_close(one.w_plus, other.w_plus, atol=1e-4, rtol=1e-4)
 
 
+def test_what_was_found_before_a_torn_picture_is_in_the_table(shell: Shell) -> None:
+    photos("in")
+    torn = Path("in/3.png").read_bytes()
+    Path("in/3.png").write_bytes(torn[: len(torn) * 2 // 3])  # the header is whole
+    status, text = shell("images=in")
+    assert status == 1
+    told = text[text.index("i2i-invert: ") :].strip().splitlines()
+    assert "in/3.png" in told[0]
+    assert "Traceback" not in text
+    (folder,) = runs()
+    assert names_in(folder) == ["0", "1"]
+    for name in ("results.md", "results.png", "index.html"):
+        assert (folder / name).is_file()
+    table = (folder / "results.md").read_text()
+    status, text = shell(f"resume={folder}", "method.seed=7")
+    assert status == 1
+    assert "PSNR" not in text, "nothing was found: a resume that is refused writes no table"
+    assert (folder / "results.md").read_text() == table
+
+
 # Slips.
 
 

@@ -194,6 +194,24 @@ def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
         targets(files)
 
 
+def test_duplicates_among_many_are_found_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Name(str):
+        compared = 0
+
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            Name.compared += 1
+            return str.__eq__(self, other)  # type: ignore[arg-type]
+
+    found = [(Name(f"{index}"), Path()) for index in range(300)]
+    monkeypatch.setattr("i2i_lightning.data.targets.find_files", lambda _: [*found, (Name("7"), Path())])
+    with pytest.raises(UserError, match="two are called 7;"):
+        targets("many")
+    assert Name.compared < 3000
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
