@@ -7,6 +7,7 @@ import html
 import io
 import json
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -31,6 +32,11 @@ from i2i_lightning.sampling.pictures import to_picture, write_png
 from i2i_lightning.sampling.sheets import Layout, Sheet, tile, tile_side
 from i2i_lightning.types import UserError
 
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
+
 log = logging.getLogger(__name__)
 
 COLUMNS = {
@@ -44,8 +50,14 @@ COLUMNS = {
     "memory_mb": "memory, MB",
 }
 """Key of each figure in latent files, and its heading. ``distance`` is that from the mean latent in units of
-the deviation of w; ``seconds`` are those of the chunk over its images; ``memory`` is the device's peak. Of a
-chunk that was stopped and resumed both are of all its parts."""
+the deviation of w; ``seconds`` are those of the chunk over its images; ``memory`` is a peak, that of
+:data:`MEMORY`. Of a chunk that was stopped and resumed both are of all its parts."""
+
+MEMORY = {
+    "cuda": "Memory: the most that was allocated on the GPU during the image's chunk.",
+    "process": "Memory: the process's peak resident size, from its start to the end of the image's chunk.",
+}
+"""What the figure of memory is, on a GPU by CUDA and elsewhere."""
 
 SHOWN = 16
 """Images that the picture and the page show; the page links to the others."""
@@ -104,6 +116,8 @@ class InversionResults(Callback):
             self._lpips = LPIPS("vgg").to(pl_module.device)
         except UserError:
             self._notes.append("LPIPS was not measured: i2i-weights get lpips_vgg16")
+        if peak_memory_mb(pl_module.device):
+            self._notes.append(MEMORY["cuda" if pl_module.device.type == "cuda" else "process"])
         search: Any = pl_module.search
         self._notes += [*search.notes, *search.loss.notes()]
         steps = int(trainer.num_training_batches)
@@ -132,10 +146,9 @@ class InversionResults(Callback):
             torch.cuda.reset_peak_memory_stats(device)
 
     def _spent(self, device: torch.device) -> tuple[float, float]:
-        """Return the chunk's seconds and peak of memory, in MB, so far; 0 MB where no device tells."""
+        """Return the chunk's seconds and peak of memory, in MB, so far."""
         seconds, memory = self._before
-        now = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
-        return seconds + time.monotonic() - self._began, max(memory, now)
+        return seconds + time.monotonic() - self._began, max(memory, peak_memory_mb(device))
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -257,6 +270,16 @@ class InversionResults(Callback):
             folder = Path(trainer.default_root_dir)
             names = trainer.datamodule.names  # type: ignore[attr-defined]
             write_table(folder, read_rows(folder, names), self._notes)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Return a peak of memory in MB, as :data:`MEMORY` words it; 0 where nothing tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if resource is None:
+        return 0.0
+    # In kB, but on macOS in bytes (getrusage(2) of either system).
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _levels(images: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from i2i_lightning.callbacks import inversions
 from i2i_lightning.callbacks.inversions import InversionResults, read_rows, write_table
 from i2i_lightning.checkpoints.latents import Latent, save_latent
 from i2i_lightning.types import UserError
@@ -97,6 +99,17 @@ def test_figures_are_of_pictures_as_they_are_saved() -> None:
         )
     assert bool((figures["ssim"] < 1).all())
     assert "lpips" not in figures
+
+
+def test_peak_memory_without_a_gpu_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    usage = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda _: SimpleNamespace(ru_maxrss=3 * 2**20))
+    for platform, wanted in (("linux", 3 * 2**10), ("darwin", 3)):
+        monkeypatch.setattr(inversions, "resource", usage)
+        monkeypatch.setattr(inversions.sys, "platform", platform)
+        assert inversions.peak_memory_mb(cpu) == wanted
+    monkeypatch.setattr(inversions, "resource", None)
+    assert inversions.peak_memory_mb(cpu) == 0
 
 
 @pytest.mark.parametrize("options", [{"snapshots": -1}, {"frames": 1}])
