@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -540,6 +541,10 @@ def test_targets_that_do_not_fit_are_refused_in_a_line(more: dict[str, Any], mes
         ({"moves": ["noise"], "w_noise": 0.1}, "the latent stands still"),
         ({"moves": ["w"], "weights": {"lpips": 1.0}}, "weights.lpips: the terms are"),
         ({"moves": ["w"], "patience": 0}, "patience=0"),
+        ({"moves": ["w"], "rate": math.nan}, "rate=nan: give a positive number"),
+        ({"moves": ["w"], "w_noise": math.inf}, "w_noise=inf"),
+        ({"moves": ["w"], "weights": {"mse": math.nan}}, "weights.mse=nan: give a finite number"),
+        ({"moves": ["w"], "stop_at": {"mse": math.nan}}, "stop_at.mse=nan: give a finite number"),
     ],
 )
 def test_impossible_stages_are_refused(options: dict[str, Any], message: str) -> None:
@@ -560,8 +565,9 @@ def test_stages_that_do_not_fit_together_are_refused() -> None:
         )
     with pytest.raises(UserError, match="z has no mean latent"):
         Search(generator(), {"a": Stage(["z"], 1)}, loss())
-    with pytest.raises(UserError, match=r"loss\.lambda_mse=-1"):
-        loss(lambda_mse=-1)
+    for weight in (-1, math.nan, math.inf):
+        with pytest.raises(UserError, match=rf"loss\.lambda_mse={float(weight)}: a weight is a finite"):
+            loss(lambda_mse=weight)
 
 
 class Silent(StyleGAN2Generator):

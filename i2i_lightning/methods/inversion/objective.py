@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,7 @@ class InversionLoss:
         lambda_identity: Weight of the identity.
 
     Raises:
-        UserError: If a weight is negative, or identity has one and no network.
+        UserError: If a weight is negative or not finite, or identity has one and no network.
     """
 
     perceptual: Perceptual | None
@@ -64,8 +65,8 @@ class InversionLoss:
 
     def __post_init__(self) -> None:
         for term, value in self._weights().items():
-            if value < 0:
-                raise UserError(f"loss.lambda_{term}={value}: a weight is 0 or more")
+            if not 0 <= value < math.inf:
+                raise UserError(f"loss.lambda_{term}={value}: a weight is a finite number, 0 or more")
         if self.lambda_identity > 0 and self.identity is None:
             raise UserError(f"loss.lambda_identity={self.lambda_identity}: {NO_RECOGNISER}")
 

@@ -89,7 +89,7 @@ class Stage:
             if isinstance(value, str) and not (name == "noise_rate" and value == "auto"):
                 choices = ", auto or null" if name == "noise_rate" else ""
                 raise UserError(f"{name}={value}: give a positive number{choices}")
-            if isinstance(value, (int, float)) and value <= 0:
+            if isinstance(value, (int, float)) and not 0 < value < math.inf:
                 raise UserError(f"{name}={value}: give a positive number")
         shares = {
             "ramp_up": self.ramp_up,
@@ -100,7 +100,7 @@ class Stage:
         for name, value in shares.items():
             if not 0 <= value <= 1:
                 raise UserError(f"{name}={value}: give a number from 0 to 1")
-        if self.w_noise < 0:
+        if not 0 <= self.w_noise < math.inf:
             raise UserError(f"w_noise={self.w_noise}: give 0 or more")
         if self.w_noise > 0 and self.space is None:
             raise UserError(f"w_noise={self.w_noise}: in a stage that moves {shown} the latent stands still")
@@ -110,8 +110,8 @@ class Stage:
             for name, value in terms.items():
                 if name not in TERMS:
                     raise UserError(f"{key}.{name}: the terms are {', '.join(TERMS)}")
-                if value < 0:
-                    raise UserError(f"{key}.{name}={value}: give 0 or more")
+                if not 0 <= value < math.inf:
+                    raise UserError(f"{key}.{name}={value}: give a finite number, 0 or more")
 
     @property
     def space(self) -> str | None:
