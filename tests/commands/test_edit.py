@@ -471,6 +471,23 @@ def test_a_face_is_cropped_edited_and_pasted_back(shell: Shell) -> None:
     Path("me.landmarks.json").unlink()
 
 
+def test_scribbles_are_cut_out_by_the_face_that_they_are_on(shell: Shell) -> None:
+    """The scribbled copy has no landmarks of its own, and a detector would give others."""
+    a_face("me")
+    scribbled = pixels("me.png").copy()
+    scribbled[22:24, 26:34] = 255
+    Image.fromarray(scribbled).save("drawn.png")
+    words = ["operation=local_edit", "operation.photo=me.png", "operation.scribbled=drawn.png", "align=true"]
+    status, text = shell(*words, *QUICK, "output=out")
+    assert status == 0, text
+    mask = pixels("out/steps/2_mask.png")
+    assert 0 < (mask > 127).mean() < 0.2
+    a_picture("small.png", (40, 40))
+    status, text = shell(*words, *QUICK, "operation.scribbled=small.png")
+    assert (status, text.count("\n")) == (1, 1)
+    assert "operation.scribbled=small.png: 40x40 px; me, which it is drawn on, has 60x50 px" in text
+
+
 @pytest.mark.parametrize(
     ("words", "shown"),
     [

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from i2i_lightning.checkpoints.latents import SUFFIX, Latent, load_latent
@@ -117,15 +118,17 @@ class Reader:
     align: bool = False
     asked: str = "align=true"
 
-    def picture(self, key: str, place: str | None) -> Picture:
+    def picture(self, key: str, place: str | None, like: Picture | None = None) -> Picture:
         """Return the picture in a file.
 
         Args:
             key: The config key that names it, for messages.
             place: The file.
+            like: Another version of the same picture, by whose face this one is cut out.
 
         Raises:
-            UserError: If it is missing, damaged, not square, or of other channels than the generator's.
+            UserError: If it is missing, damaged, not square, or of other channels than the generator's; if it
+                has not the size of ``like``.
         """
         if place is None:
             raise UserError(f"{key}: missing; give an image file: {key}=photo.png")
@@ -138,9 +141,16 @@ class Reader:
         except FileProblem as problem:
             raise UserError(f"{key}={place}: {self._words(problem)}") from None
         size = (header.height, header.width)
+        if like is not None and size != like.size:
+            height, width = like.size
+            raise UserError(
+                f"{key}={place}: {header.width}x{header.height} px; {like.name}, which it is drawn on, has "
+                f"{width}x{height} px"
+            )
         if self.align:
             whole = network_image(pixels)
-            quad = face_quad(landmarks_of(path, pixels, self.asked))
+            quad = None if like is None else like.quad
+            quad = face_quad(landmarks_of(path, pixels, self.asked)) if quad is None else quad
             return Picture(crop(whole, quad, side), size, path.stem, whole, quad)
         if header.height != header.width:
             raise UserError(
@@ -202,12 +212,16 @@ class Reader:
         return mask
 
     def scribbles(self, photo: Picture, scribbled: Picture) -> Tensor:
-        """Return where two pictures differ, (1, 1, S, S).
+        """Return where two pictures differ and a thirty-second of the side around it, (1, 1, S, S).
+
+        Without its surroundings a thin line would be gone once the mask is softened.
 
         Raises:
             UserError: If they do not.
         """
         mask = ((photo.image - scribbled.image).abs().amax(1, keepdim=True) > DIFFERENT).float()
+        reach = mask.shape[-1] // 32
+        mask = F.max_pool2d(mask, 2 * reach + 1, 1, reach)
         if not bool(mask.any()):
             raise UserError("operation.scribbled: shows the same as operation.photo; nothing is drawn on it")
         return mask

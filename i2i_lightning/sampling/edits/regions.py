@@ -102,7 +102,7 @@ class LocalEdit:
     Args:
         photo: Image file.
         scribbled: The same with scribbles on it.
-        mask: Image file of its size, white around the scribbles; None takes where the two differ.
+        mask: Image file of its size, white around the scribbles; None is where the two differ.
         rows: Rows of w_plus that may move; None is the coarser half.
         anchor: Weight of the distance from the photo's latent.
     """
@@ -118,7 +118,7 @@ class LocalEdit:
         """Write the result and the steps to it."""
         read = studio.reader
         photo = read.picture("operation.photo", self.photo)
-        scribbled = read.picture("operation.scribbled", self.scribbled)
+        scribbled = read.picture("operation.scribbled", self.scribbled, like=photo)
         if self.mask is None:
             mask = read.scribbles(photo, scribbled)
         else:
