@@ -13,6 +13,8 @@ from torch import Tensor
 from i2i_lightning.checkpoints.style.values import Array, Refused, shown
 
 Numbers = NDArray[Any]
+NOISE_SEED = 0
+"""Of the noise maps that are drawn where a file has none: the same at every reading."""
 
 
 @dataclass(frozen=True)

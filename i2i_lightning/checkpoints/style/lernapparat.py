@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from i2i_lightning.checkpoints.style import shapes
-from i2i_lightning.checkpoints.style.contents import Numbers, StyleNetwork, Weights, text_keys
+from i2i_lightning.checkpoints.style.contents import NOISE_SEED, Numbers, StyleNetwork, Weights, text_keys
 from i2i_lightning.checkpoints.style.values import Refused
 from i2i_lightning.networks.stylegan1 import FLIPPED_FROM_PX
 
 WORDS = "a StyleGAN1 that lernapparat converted"
 MARK = "g_synthesis.blocks.4x4.const"
-NOISE_SEED = 0
 NOTES = ("mean latent computed and noise maps drawn, the file has neither",)
 
 

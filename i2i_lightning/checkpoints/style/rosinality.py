@@ -16,6 +16,7 @@ from torch import Tensor
 from i2i_lightning.checkpoints.style import shapes
 from i2i_lightning.checkpoints.style.contents import (
     FILTER,
+    NOISE_SEED,
     Numbers,
     StyleNetwork,
     Weights,
@@ -30,6 +31,8 @@ from i2i_lightning.types import UserError
 WORDS = "a checkpoint of rosinality/stylegan2-pytorch"
 MARK = "conv1.conv.modulation.weight"
 """A weight that every generator of this layout has, and no other network."""
+NOISES = "noises."
+"""How the noise maps are called, which files from before they were saved do not have."""
 RATE = 0.01
 """Rate multiplier of the mapping, which the layout does not say."""
 UP_GAIN = 4.0
@@ -111,7 +114,7 @@ def generator_names(size_px: int, mapping_layers: int) -> Iterator[tuple[str, st
         yield from _to_image(f"synthesis.b{size}.torgb", f"to_rgbs.{level}")
     layers = [f"b{size}.{layer}" for size in sizes for layer in ("conv0", "conv1")][1:]
     for index, layer in enumerate(layers):
-        yield f"synthesis.{layer}.noise_const", f"noises.noise_{index}", (2, 0)
+        yield f"synthesis.{layer}.noise_const", f"{NOISES}noise_{index}", (2, 0)
 
 
 def _convolution(ours: str, theirs: str) -> Iterator[tuple[str, str, Form]]:
@@ -173,16 +176,26 @@ def read_generator(state: Any, mean: Any, averaged: bool = False) -> StyleNetwor
     levels = weights.count("to_rgbs.", ".bias")
     if levels > shapes.MAX_LEVELS:
         raise Refused(f"it has {levels} doublings; up to {shapes.MAX_LEVELS} are known")
+    lacks_maps = not any(name.startswith(NOISES) for name in arrays)
+    names = list(generator_names(4 << levels, layers))
+    drawn = [name for name, theirs, _ in names if lacks_maps and theirs.startswith(NOISES)]
     ours = {
-        name: _plain(weights.take(theirs), form, theirs)
-        for name, theirs, form in generator_names(4 << levels, layers)
+        name: _plain(weights.take(theirs), form, theirs) for name, theirs, form in names if name not in drawn
     }
     weights.finish()
-    notes: tuple[str, ...] = ("mean latent computed, the file has none",)
-    if mean is not None:
+    config = shapes.stylegan2(ours)
+    notes = []
+    if mean is None:
+        notes.append("mean latent computed, the file has none")
+    else:
         ours["mapping.w_avg"] = _mean(mean)
-        notes = ()
-    return StyleNetwork(shapes.stylegan2(ours), ours, averaged, notes)
+    if drawn:
+        noise = np.random.RandomState(NOISE_SEED)
+        for name in drawn:
+            size = int(name.split(".")[1].removeprefix("b"))
+            ours[name] = noise.standard_normal((size, size))
+        notes.append("noise maps drawn, the file has none")
+    return StyleNetwork(config, ours, averaged, tuple(notes))
 
 
 def _plain(values: Numbers, form: Form, name: str) -> Numbers:

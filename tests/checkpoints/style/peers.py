@@ -475,9 +475,14 @@ def _to_rgb(into: int, width: int, up: bool = True) -> nn.Module:
 
 
 class RosinalityGenerator(nn.Module):
-    """The state of rosinality's generator, with a table of channels that may be narrower than theirs."""
+    """The state of rosinality's generator, with a table of channels that may be narrower than theirs.
 
-    def __init__(self, size: int, style_dim: int, n_mlp: int, channels: Mapping[int, int]) -> None:
+    ``maps=False`` is that of its first months, whose noise maps were no buffers.
+    """
+
+    def __init__(
+        self, size: int, style_dim: int, n_mlp: int, channels: Mapping[int, int], maps: bool = True
+    ) -> None:
         super().__init__()
         self.style = nn.Sequential(nn.Identity(), *(_linear(style_dim, style_dim) for _ in range(n_mlp)))
         self.input = _Held({"input": (1, channels[4], 4, 4)})
@@ -485,7 +490,7 @@ class RosinalityGenerator(nn.Module):
         self.to_rgb1 = _to_rgb(channels[4], style_dim, up=False)
         levels = size.bit_length() - 1
         self.convs, self.to_rgbs, self.noises = nn.ModuleList(), nn.ModuleList(), nn.Module()
-        for index in range((levels - 2) * 2 + 1):
+        for index in range((levels - 2) * 2 + 1 if maps else 0):
             side = 2 ** ((index + 5) // 2)
             self.noises.register_buffer(f"noise_{index}", torch.randn(1, 1, side, side))
         for level in range(3, levels + 1):

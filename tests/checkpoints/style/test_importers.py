@@ -183,6 +183,38 @@ def test_rosinality(tmp_path: Path, trained: bool, legacy: bool) -> None:
             load_style_discriminator(path)
 
 
+@pytest.mark.parametrize("mean", [True, False])
+@pytest.mark.parametrize("prefix", ["", "decoder."])
+def test_rosinality_without_noise_maps(tmp_path: Path, prefix: str, mean: bool) -> None:
+    """Files from before the maps were buffers, rosinality's own FFHQ among them; pSp's decoders were such."""
+    torch.manual_seed(7)
+    generator = peers.RosinalityGenerator(16, 12, 3, peers.widths(16, 64, 8), maps=False)
+    full = rosinality(tmp_path / "full.pt")
+    full |= generator.state_dict()
+
+    def write(name: str, state: dict[str, Tensor]) -> Path:
+        held: dict[str, object] = {"latent_avg": torch.ones(12)} if mean else {}
+        held["state_dict" if prefix else "g_ema"] = {prefix + key: value for key, value in state.items()}
+        torch.save(held, tmp_path / name)
+        return tmp_path / name
+
+    path = write("550000.pt", generator.state_dict())
+    loaded, known = open_style(path).generator()
+    computed = () if mean else ("mean latent computed, the file has none",)
+    assert known.notes == (*computed, "noise maps drawn, the file has none")
+    plain = load_style_generator(write("maps.pt", full))
+    for name, value in plain.state_dict().items():
+        assert name.endswith("noise_const") or torch.equal(loaded.state_dict()[name], value), name
+    draws = peers.np.random.RandomState(0)
+    for map_ in loaded.noise_maps():
+        drawn = torch.from_numpy(draws.standard_normal(tuple(map_.shape[-2:]))).float()
+        assert torch.equal(map_.reshape(drawn.shape), drawn)
+    z = torch.randn(2, 12)
+    assert torch.equal(loaded(z, noise="none"), plain(z, noise="none"))
+    del full["noises.noise_1"]
+    assert refusal(write("some.pt", full)).endswith(": it lacks noises.noise_1")
+
+
 @pytest.mark.parametrize("rows", [None, 1, 6])
 def test_psp(tmp_path: Path, rows: int | None) -> None:
     state = rosinality(tmp_path / "g.pt")
