@@ -23,6 +23,7 @@ FLOORS = [
 ]
 NEIGHBOURS = {
     ("editing", "methods"): "an edit embeds as the inversion does",
+    ("methods", "checkpoints"): "an inversion begins with the latents in files",
     ("callbacks", "metrics"): "a callback reports what a metric computes",
     ("callbacks", "loggers"): "a callback writes through a logger",
     ("callbacks", "sampling"): "a callback draws the sheets that people look at",

@@ -118,6 +118,8 @@ class InversionResults(Callback):
             self._notes.append("LPIPS was not measured: i2i-weights get lpips_vgg16")
         if peak_memory_mb(pl_module.device):
             self._notes.append(MEMORY["cuda" if pl_module.device.type == "cuda" else "process"])
+        if getattr(getattr(trainer, "datamodule", None), "masks", None) is not None:
+            self._notes.append("Figures are of whole pictures, with what the masks leave out.")
         search: Any = pl_module.search
         self._notes += [*search.notes, *search.loss.notes()]
         steps = int(trainer.num_training_batches)

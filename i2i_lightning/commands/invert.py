@@ -31,7 +31,7 @@ def invert(run: Run) -> None:
 
         method = instantiate(run.config.method, _convert_="all")
         generators.append(method.generator)
-        wanted = {"size_px": method.generator.size_px, "channels": method.generator.channels}
+        wanted = {key: getattr(method.generator, key) for key in ("size_px", "channels", "label_dim")}
         return instantiate(run.config.data, **wanted, _convert_="all"), method
 
     fit(run, parts)

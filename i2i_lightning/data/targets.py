@@ -5,8 +5,9 @@ from __future__ import annotations
 import glob
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -14,7 +15,13 @@ from torch import Tensor
 
 from i2i_lightning.data.alignment import crop, face_quad, landmarks_of
 from i2i_lightning.data.cache import Pictures
-from i2i_lightning.data.checks import FileProblem, check_choice, raise_problems
+from i2i_lightning.data.checks import (
+    FileProblem,
+    check_choice,
+    first_names,
+    raise_problems,
+    require_folder,
+)
 from i2i_lightning.data.dataset import FileImages, PictureSource, fetch
 from i2i_lightning.data.decode import CONVERSIONS, EXTENSIONS, SideFormat, decode, read_header
 from i2i_lightning.data.display import images_to_rgb
@@ -28,6 +35,15 @@ from i2i_lightning.types import ImageBatch, UserError
 
 FITS = ("refuse", "crop", "align")
 KEY = "data.fit=align"
+MASK = SideFormat("", "image", 1, "match")
+"""What a mask's file is."""
+
+
+class TargetBatch(ImageBatch):
+    """Images to find latents for: ``mask`` is (N, 1, H, W) in [0, 1]; ``start`` are latent files."""
+
+    mask: NotRequired[Tensor]
+    start: NotRequired[list[str]]
 
 
 class Chunks:
@@ -40,6 +56,8 @@ class Chunks:
         size: Images that a process has of a chunk, at most.
         rank: Number of this one.
         shape: (channels, height, width) of an image.
+        masks: Where each image counts, grey; None: everywhere.
+        starts: A latent file for each image to begin with; None: there are none.
     """
 
     def __init__(
@@ -50,11 +68,14 @@ class Chunks:
         size: int,
         rank: int,
         shape: tuple[int, int, int],
+        masks: PictureSource | None = None,
+        starts: Sequence[Path] | None = None,
     ) -> None:
         self.source, self.names, self.plan, self.size = source, names, plan, size
         self.rank, self.shape = rank, shape
+        self.masks, self.starts = masks, starts
         self._numbers = {name: number for number, name in enumerate(names)}
-        self._decoded: tuple[int, Tensor] | None = None
+        self._decoded: tuple[int, Item] | None = None
 
     def indices(self, chunk: int) -> list[int]:
         """Return the numbers of the images of this process in ``chunk``; there may be none left for it."""
@@ -68,13 +89,25 @@ class Chunks:
         """Return the chunk that ``keys`` are of, decoded once: uint8 or float ``(n, C, H, W)``."""
         chunk, _ = epoch_and_index(keys[0])
         if self._decoded is None or self._decoded[0] != chunk:
-            pictures = [torch.as_tensor(fetch(self.source, index)[0]) for index in self.indices(chunk)]
-            images = torch.stack(pictures) if pictures else torch.zeros(0, *self.shape, dtype=torch.uint8)
-            self._decoded = chunk, images
-        return {"real": self._decoded[1], "name": [self.names[index] for index in self.indices(chunk)]}
+            indices = self.indices(chunk)
+            item = {
+                "real": _stacked(self.source, indices, self.shape),
+                "name": [self.names[index] for index in indices],
+            }
+            if self.masks is not None:
+                item["mask"] = _stacked(self.masks, indices, (1, *self.shape[1:]))
+            if self.starts is not None:
+                item["start"] = [str(self.starts[index]) for index in indices]
+            self._decoded = chunk, item
+        return dict(self._decoded[1])
 
     def __getitem__(self, key: AnyKey) -> Item:
         return self.__getitems__([key])
+
+
+def _stacked(source: PictureSource, indices: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
+    pictures = [torch.as_tensor(fetch(source, index)[0]) for index in indices]
+    return torch.stack(pictures) if pictures else torch.zeros(0, *shape, dtype=torch.uint8)
 
 
 class TargetImages(ImageDataModule):
@@ -95,17 +128,24 @@ class TargetImages(ImageDataModule):
             in.
         channels: Channels of the generator's images, which files must agree with; filled in as well.
         fit: What becomes of an image that is not square: ``refuse``, or ``crop`` its middle. ``align`` cuts
-            the face out of every image, as FFHQ does; all faces are found before anything is searched.
+            the face out of every image, as FFHQ does; all faces are found before anything is searched. Masks
+            are cut as their images are.
         convert: ``none``, or ``match`` to convert 8-bit files to the generator's one or three channels.
         limit: Take the first so many images; None takes all.
         num_faces: Toy faces, where ``images`` is None.
         batch_size: Images of a chunk: those that are searched for together.
         num_workers: Worker processes; None takes 0, because a chunk is decoded once.
         seed: Does not matter here: nothing is drawn.
+        label: Class of all images, where the generator has classes.
+        label_dim: Number of the generator's classes; ``i2i-invert`` fills it in.
+        masks: A folder with a mask for each image, by its name and of its file's size: white where the image
+            counts. None: everywhere.
+        start: A folder with a latent file for each image to begin with, by its name. The method reads them.
 
     Attributes:
         names: Names of all images.
         plan: Names of the images of each chunk, those of all processes.
+        starts: The files in ``start``, one for each image; None where there are none.
         goes_on: Whether a chunk that a checkpoint was taken in goes on, and does not begin anew.
 
     Raises:
@@ -127,6 +167,10 @@ class TargetImages(ImageDataModule):
         batch_size: int = 4,
         num_workers: int | None = None,
         seed: int = 0,
+        label: int | None = None,
+        label_dim: int = 0,
+        masks: str | None = None,
+        start: str | None = None,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         check_choice("data.fit", fit, FITS)
@@ -136,6 +180,9 @@ class TargetImages(ImageDataModule):
                 raise UserError(f"data.{key}={value}: give at least 1")
         if size_px is None or channels is None:
             raise UserError("data.size_px, data.channels: missing; give those of the generator's images")
+        _check_label(label, label_dim)
+        self.label, self.label_dim = label, label_dim
+        self.masks, self.start = masks, start
         self.images = images
         self.size_px: tuple[int, int] = (size_px, size_px)
         self.in_channels = self.out_channels = self.channels = channels
@@ -147,7 +194,10 @@ class TargetImages(ImageDataModule):
         self.names: list[str] = []
         self.plan: list[list[str]] = []
         self.goes_on = True
+        self.starts: list[Path] | None = None
         self._source: PictureSource | None = None
+        self._masks: PictureSource | None = None
+        self._paths: list[Path] = []  # none of toy faces
 
     @property
     def num_train_images(self) -> int:
@@ -158,6 +208,8 @@ class TargetImages(ImageDataModule):
         """Find and check the images, and let the run have as many epochs as there are chunks."""
         if self._source is None:
             self._source, self.names = self._faces() if self.images is None else self._files()
+            self.starts = None if self.start is None else self._start_files(self.start)
+            self._masks = None if self.masks is None else self._mask_source(self.masks)
         self._take([], self.names)
 
     @property
@@ -174,13 +226,15 @@ class TargetImages(ImageDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the data, and what decides which image is where."""
         shares = {"batch_size": self.batch_size, "world_size": self._world_size}
-        return {**super().state_dict(), **shares, "plan": self.plan}
+        asked = {"label": self.label, "masks": self.masks, "start": self.start}
+        return {**super().state_dict(), **shares, "plan": self.plan, "asked": asked}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on behind the chunks that are finished, with those images that were in none of them.
 
         Raises:
-            UserError: If the state does not say which images the chunks have.
+            UserError: If the state does not say which images the chunks have, or they were searched for with
+                other labels, masks or starts.
         """
         super().load_state_dict(state_dict)
         if "plan" not in state_dict:
@@ -188,6 +242,13 @@ class TargetImages(ImageDataModule):
                 "resume: this checkpoint does not say which images its chunks had, as those of this version "
                 "do; begin anew"
             )
+        for key, before in state_dict["asked"].items():
+            now = getattr(self, key)
+            if before != now:
+                was, shown = ("null" if value is None else value for value in (before, now))
+                raise UserError(
+                    f"resume: the search began with data.{key}={was}, and this says data.{key}={shown}"
+                )
         plan, (chunk, items) = state_dict["plan"], (state_dict["epoch"], state_dict["items"])
         shares = (state_dict["batch_size"], state_dict["world_size"])
         half_done = plan[chunk] if items else []
@@ -212,15 +273,13 @@ class TargetImages(ImageDataModule):
         given = [self.images] if isinstance(self.images, str) else list(self.images)
         found = [file for one in given for file in find_files(one)][: self.limit]
         names = [name for name, _ in found]
-        twice = sorted(name for name, count in Counter(names).items() if count > 1)
-        if twice:
-            raise UserError(f"images: two are called {twice[0]}; their results would overwrite each other")
-        side = SideFormat("", "image", self.channels, self.convert)
-        paths = [path for _, path in found]
+        _refuse_twice("images", names, "; their results would overwrite each other")
+        side, paths = self._side, [path for _, path in found]
+        self._paths = paths
         where = f"images={given[0] if len(given) == 1 else f'{len(given)} places'}"
         if self.fit == "align":
-            return AlignedFaces(paths, side, self.size_px[0], where), names
-        source = FileImages(paths, side, Geometry("scale_shortest", None, self.size_px), False)
+            return AlignedFaces(paths, side, self.size_px[0], find_faces(paths, side, where)), names
+        source = self._as_large(paths, side)
         problems = []
         for index, (_, path) in enumerate(found):
             try:
@@ -236,6 +295,65 @@ class TargetImages(ImageDataModule):
         raise_problems(where, problems)
         return source, names
 
+    @property
+    def _side(self) -> SideFormat:
+        return SideFormat("", "image", self.channels, self.convert)
+
+    def _as_large(self, paths: Sequence[Path], side: SideFormat) -> FileImages:
+        return FileImages(paths, side, Geometry("scale_shortest", None, self.size_px), False)
+
+    def _start_files(self, given: str) -> list[Path]:
+        folder = Path(given).expanduser()
+        require_folder("data.start", folder)
+        files = [folder / f"{name}.safetensors" for name in self.names]
+        lacking = [name for name, file in zip(self.names, files, strict=True) if not file.is_file()]
+        if lacking:
+            raise UserError(
+                f"data.start={given}: no latent file of {first_names(lacking)} ({lacking[0]}.safetensors); "
+                "each image takes one of its name, as another run's latents/ holds them"
+            )
+        return files
+
+    def _mask_source(self, given: str) -> PictureSource:
+        """Return the masks, cut as their images are, after a look at each of them."""
+        folder = Path(given).expanduser()
+        require_folder("data.masks", folder)
+        files = list_images(folder)
+        found = {name_below(folder, file): file for file in files}
+        _refuse_twice(f"data.masks={given}", [name_below(folder, file) for file in files])
+        lacking = [name for name in self.names if name not in found]
+        if lacking:
+            raise UserError(
+                f"data.masks={given}: no mask of {first_names(lacking)}; each image takes one of its name"
+            )
+        paths = [found[name] for name in self.names]
+        source = _Cropped(self._as_large(paths, MASK), self.size_px[0])
+        if isinstance(self._source, AlignedFaces):
+            source = _Cropped(AlignedFaces(paths, MASK, self.size_px[0], self._source.quads), self.size_px[0])
+        problems = []
+        for index, path in enumerate(paths):
+            try:
+                header = read_header(path, MASK)
+                size = (header.height, header.width)
+                wanted = self._file_size(index)
+                if size != wanted:
+                    detail = f"{size[1]}x{size[0]}, the image {wanted[1]}x{wanted[0]}"
+                    raise FileProblem("not of their image's size", detail=detail)
+                if not source[index][0].any():
+                    raise FileProblem("empty (all black)", "nothing of the image would count")
+            except FileProblem as problem:
+                problem.name = problem.name or str(path)
+                problems.append(problem)
+        raise_problems(f"data.masks={given}", problems)
+        return source
+
+    def _file_size(self, index: int) -> tuple[int, int]:
+        """Return (height, width) of an image before it is cut."""
+        if not self._paths:
+            return self.size_px
+        header = read_header(self._paths[index], self._side)
+        return header.height, header.width
+
     def train_dataloader(self):  # type: ignore[no-untyped-def]
         """Return the loader: every chunk as often as the method asks for."""
         assert self._source is not None
@@ -249,6 +367,8 @@ class TargetImages(ImageDataModule):
             self.batch_size,
             self.trainer.global_rank,
             (self.channels, height, width),
+            self._masks,
+            self.starts,
         )
         # Shuffled, and so with the epoch in its keys; which of a chunk's steps is which makes no difference.
         self._train_sampler = EpochSampler(steps * self.batch_size, True, self.seed)
@@ -259,9 +379,18 @@ class TargetImages(ImageDataModule):
     # An inversion validates nothing, and Lightning warns of a loader that it has no step for.
     val_dataloader = LightningDataModule.val_dataloader
 
-    def to_network(self, batch: Item) -> ImageBatch:
-        """Return images as floats in [-1, 1]."""
-        return {"real": scale_to_network(batch["real"]), "name": batch["name"]}
+    def to_network(self, batch: Item) -> TargetBatch:
+        """Return images as floats in [-1, 1], and masks in [0, 1]."""
+        found: TargetBatch = {"real": scale_to_network(batch["real"]), "name": batch["name"]}
+        if self.label is not None:
+            hot = torch.zeros(len(found["real"]), self.label_dim, device=found["real"].device)
+            hot[:, self.label] = 1
+            found["label"] = hot
+        if "mask" in batch:
+            found["mask"] = (scale_to_network(batch["mask"]) + 1) / 2
+        if "start" in batch:
+            found["start"] = batch["start"]
+        return found
 
     def preview_batch(self, n: int) -> ImageBatch:
         """Return the first ``n`` images as network floats on the CPU."""
@@ -286,46 +415,78 @@ class _Cropped:
         self.source, self.side = source, side
 
     def __getitem__(self, index: int):  # type: ignore[no-untyped-def]
-        (picture,) = fetch(self.source, index)
+        (picture,) = self.source[index]
         height, width = picture.shape[-2:]
         top, left = (height - self.side) // 2, (width - self.side) // 2
         return (picture[..., top : top + self.side, left : left + self.side],)
 
 
-class AlignedFaces:
-    """Faces cut out of photos as FFHQ has them; see :mod:`i2i_lightning.data.alignment`.
+def find_faces(paths: Sequence[Path], side: SideFormat, where: str) -> list[Tensor]:
+    """Return the corners of the one face in each photo; see :mod:`i2i_lightning.data.alignment`.
 
     Args:
         paths: Files of photos.
         side: What is expected of them.
-        size_px: Side of a face.
         where: The images' place in the config, for messages.
 
     Raises:
         UserError: If a file is unusable, or does not show one face: one message for all of them.
     """
+    quads = []
+    problems = []
+    for path in paths:
+        try:
+            pixels = decode(path, side)
+            quads.append(face_quad(landmarks_of(path, pixels, KEY)))
+        except FileProblem as problem:
+            problem.name = problem.name or str(path)
+            problems.append(problem)
+        except UserError as error:
+            words = str(error).removeprefix(f"{KEY}: ").removeprefix(f"{path}: ")
+            problems.append(FileProblem(f"not one face to align ({KEY})", detail=words, name=str(path)))
+    raise_problems(where, problems)
+    return quads
 
-    def __init__(self, paths: Sequence[Path], side: SideFormat, size_px: int, where: str) -> None:
-        self.paths, self.side, self.size_px = paths, side, size_px
-        self.quads: list[Tensor] = []
-        problems = []
-        for path in paths:
-            try:
-                pixels = decode(path, side)
-                self.quads.append(face_quad(landmarks_of(path, pixels, KEY)))
-            except FileProblem as problem:
-                problem.name = problem.name or str(path)
-                problems.append(problem)
-            except UserError as error:
-                words = str(error).removeprefix(f"{KEY}: ").removeprefix(f"{path}: ")
-                problems.append(FileProblem(f"not one face to align ({KEY})", detail=words, name=str(path)))
-        raise_problems(where, problems)
+
+@dataclass(frozen=True)
+class AlignedFaces:
+    """Faces cut out of photos as FFHQ has them, or out of masks of photos.
+
+    Args:
+        paths: Files of photos.
+        side: What is expected of them.
+        size_px: Side of a face.
+        quads: Corners of each face; see :func:`find_faces`.
+    """
+
+    paths: Sequence[Path]
+    side: SideFormat
+    size_px: int
+    quads: Sequence[Tensor]
 
     def __getitem__(self, index: int) -> Pictures:
         """Return the face of a photo, uint8 ``(C, size_px, size_px)``."""
         whole = network_image(decode(self.paths[index], self.side))
         face = crop(whole, self.quads[index], self.size_px)[0]
         return (face.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).numpy(),)
+
+
+def _refuse_twice(where: str, names: Sequence[str], more: str = "") -> None:
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise UserError(f"{where}: two are called {twice[0]}{more}")
+
+
+def _check_label(label: int | None, classes: int) -> None:
+    """Raise ``UserError`` unless ``label`` is one of the classes, or None where there are none."""
+    if classes == 0 and label is not None:
+        raise UserError(f"data.label={label}: this generator is unconditional; leave it out")
+    if classes > 0 and label is None:
+        raise UserError(
+            f"data.label: this generator has {classes} classes; give data.label=0 to {classes - 1}"
+        )
+    if label is not None and not 0 <= label < classes:
+        raise UserError(f"data.label={label}: this generator has classes from 0 to {classes - 1}")
 
 
 def find_files(place: str) -> list[tuple[str, Path]]:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from i2i_lightning.checkpoints import load_style_generator, save_style_generator
 from i2i_lightning.checkpoints.io import read_checkpoint
-from i2i_lightning.checkpoints.latents import Latent, load_latent
+from i2i_lightning.checkpoints.latents import Latent, load_latent, save_latent
 from i2i_lightning.commands.invert import APP
 from i2i_lightning.commands.train import APP as TRAIN
 from i2i_lightning.methods.inversion.method import Inversion
@@ -270,6 +270,88 @@ def test_a_half_done_chunk_begins_anew_where_it_is_shared_out_otherwise(
     assert shell(*words, "hydra.run.dir=whole")[0] == 0
     for one, other in zip(found(Path("whole")), found(folder), strict=True):
         torch.testing.assert_close(one.w_plus, other.w_plus, atol=1e-4, rtol=1e-4)
+
+
+def test_a_mask_says_where_an_image_counts(shell: Shell) -> None:
+    photos("in", 2)
+    for index in range(2):
+        white = np.zeros((SIDE, SIDE), np.uint8)
+        white[:, : SIDE // 2] = 255
+        Path("masks").mkdir(exist_ok=True)
+        Image.fromarray(white).save(f"masks/{index}.png")
+    other = levels(Path("in/0.png")).copy()
+    other[:, SIDE // 2 :] = 0
+    Path("other").mkdir()
+    Image.fromarray(other).save("other/0.png")
+    save(Path("other/1.png"), (SIDE, SIDE, 3), 1)
+    for folder in ("in", "other"):
+        words = (
+            f"images={folder}",
+            "data.masks=masks",
+            "loss.lambda_perceptual=0",
+            f"hydra.run.dir={folder}_run",
+        )
+        assert shell(*words)[0] == 0
+    one, two = (found(Path(f"{folder}_run"), 2) for folder in ("in", "other"))
+    assert torch.equal(one[0].w_plus, two[0].w_plus), "what the mask leaves out does not matter"
+    assert "Figures are of whole pictures" in Path("in_run/results.md").read_text()
+    assert shell("images=in", "loss.lambda_perceptual=0", "hydra.run.dir=whole")[0] == 0
+    assert not torch.equal(found(Path("whole"), 1)[0].w_plus, one[0].w_plus)
+
+
+def test_a_conditional_generator_takes_a_label(shell: Shell, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = StyleGAN2Generator(SIDE, 3, 8, 8, 3, mapping_layers=1, channel_base=128, channel_max=8)
+    save_style_generator(tmp_path / "classes.safetensors", network)
+    photos("in", 3)
+    words = ("images=in", "generator=classes.safetensors", "method.stages.noise=null")
+    status, text = shell(*words)
+    assert status == 1
+    assert text == "i2i-invert: data.label: this generator has 3 classes; give data.label=0 to 2\n"
+    for label in (0, 2):
+        status, text = shell(*words, f"data.label={label}", f"hydra.run.dir=run{label}")
+        assert status == 0, text
+        for latent in found(Path(f"run{label}"), 3):
+            assert latent.label is not None
+            assert latent.label.tolist() == [float(index == label) for index in range(3)]
+    one, two = (found(Path(f"run{label}"), 3)[0].w_plus for label in (0, 2))
+    assert not torch.equal(one, two)
+
+
+def test_a_search_begins_with_the_latents_of_another(shell: Shell, tmp_path: Path, tiny: Path) -> None:
+    photos("in", 3)
+    assert shell("images=in", "hydra.run.dir=first")[0] == 0
+    still = ["method.stages.noise=null", "method.stages.w_plus.rate=1e-12"]
+    begin = ["method.start.kind=given", "data.start=first/latents"]
+    status, text = shell("images=in", *begin, *still, "hydra.run.dir=second")
+    assert status == 0, text
+    for one, two in zip(found(Path("first"), 3), found(Path("second"), 3), strict=True):
+        torch.testing.assert_close(one.w_plus, two.w_plus, rtol=0, atol=1e-6)
+        assert one.noise is not None
+        assert two.noise is not None
+        assert all(torch.equal(a, b) for a, b in zip(one.noise, two.noise, strict=True))
+        assert two.metrics["psnr"] == pytest.approx(one.metrics["psnr"], abs=1e-3)
+    # A latent without maps of its own begins with the generator's.
+    path = Path("first/latents/1.safetensors")
+    bare = load_latent(path)
+    save_latent(path, Latent(bare.w_plus, bare.fingerprint, "1"))
+    assert shell("images=in", *begin, *still, "hydra.run.dir=third")[0] == 0
+    maps = found(Path("third"), 3)[1].noise
+    assert maps is not None
+    stored = load_style_generator(tiny).noise_maps()
+    assert all(torch.equal(a, b) for a, b in zip(maps, stored, strict=True))
+    torch.manual_seed(1)
+    other = StyleGAN2Generator(SIDE, 3, 8, 8, mapping_layers=1, channel_base=128, channel_max=8)
+    save_style_generator(tmp_path / "other.safetensors", other)
+    for words, message in (
+        (begin[:1], "method.start.kind=given: data.start is missing; give a folder of latent files"),
+        (begin[1:], "data.start with method.start.kind=best: add method.start.kind=given"),
+        ([*begin, "generator=other.safetensors"], "latent first/latents/0.safetensors: belongs to another"),
+    ):
+        status, text = shell("images=in", *words, "hydra.run.dir=refused")
+        assert status == 1
+        assert text.startswith(f"i2i-invert: {message}"), text
+        assert len(text.splitlines()) <= 2, text
 
 
 def test_what_was_found_before_a_torn_picture_is_in_the_table(shell: Shell) -> None:

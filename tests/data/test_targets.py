@@ -244,6 +244,124 @@ def test_faces_are_cut_out_of_photos(tmp_path: Path) -> None:
     assert float((found - wanted).abs().max()) <= 0.5 / 127.5 + 1e-6
 
 
+def mask(path: Path, box: tuple[int, int, int, int], size: tuple[int, int] = (SIDE, SIDE)) -> Path:
+    """Write a mask that is white in ``box``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("L", size)
+    image.paste(255, box)
+    image.save(path)
+    return path
+
+
+def batch_of(data: TargetImages) -> Any:
+    """Return the only chunk of ``data``, as the network sees it."""
+    given: dict[str, Any] = {}
+
+    class Loaders(TargetImages):
+        def _loader(self, dataset: Any, *_: Any) -> Any:
+            given["chunk"] = dataset.__getitems__([(0, 0)])
+
+    data.__class__ = Loaders
+    module = SimpleNamespace(steps_per_chunk=lambda _: 1)
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, lightning_module=module)  # type: ignore[assignment]
+    data.train_dataloader()
+    return data.to_network(given["chunk"])
+
+
+@pytest.mark.parametrize("fit", ["crop", "align"])
+def test_masks_are_cut_as_their_images_are(tmp_path: Path, fit: str) -> None:
+    for index, name in enumerate(("a.png", "sub/b.png")):
+        file = picture(tmp_path / "in" / name, (60, 70), seed=index)
+        file.with_suffix(".landmarks.json").write_text(json.dumps(FACE))
+    box = (20, 10, 50, 40)
+    mask(tmp_path / "masks" / "sub" / "b.png", (0, 0, 60, 70), (60, 70))
+    mask(tmp_path / "masks" / "a.bmp", box, (60, 70))
+    data = targets(tmp_path / "in", fit=fit, masks=str(tmp_path / "masks"))
+    found = batch_of(data)["mask"]
+    assert found.shape == (2, 1, SIDE, SIDE)
+    assert float(found[1].min()) == 1
+    # The same picture as an image: cut, it is white where the mask is 1.
+    white = Image.new("RGB", (60, 70))
+    white.paste((255, 255, 255), box)
+    white.save(tmp_path / "in" / "a.png")
+    like = targets(tmp_path / "in" / "a.png", fit=fit).preview_batch(1)["real"]
+    torch.testing.assert_close(found[0], (like[0, :1] + 1) / 2)
+    assert 0.1 < float(found[0].mean()) < 0.9
+
+
+def test_masks_that_do_not_fit_are_told(tmp_path: Path) -> None:
+    for index, name in enumerate("abc"):
+        picture(tmp_path / "in" / f"{name}.png", seed=index)
+    images, masks = tmp_path / "in", tmp_path / "masks"
+    mask(masks / "a.png", (0, 0, 4, 4))
+    with pytest.raises(
+        UserError, match=r"^data\.masks=.*: no mask of b, c; each image takes one of its name$"
+    ):
+        targets(images, masks=str(masks))
+    mask(masks / "b.png", (0, 0, 0, 0))
+    mask(masks / "c.png", (0, 0, 4, 4), (20, 16))
+    with pytest.raises(UserError) as slip:
+        targets(images, masks=str(masks))
+    text = str(slip.value)
+    assert text.startswith(f"data.masks={masks}: 2 files cannot be used\n")
+    assert f"empty (all black): {masks / 'b.png'}" in text
+    assert f"not of their image's size: {masks / 'c.png'} (20x16, the image 16x16)" in text
+    mask(masks / "c.bmp", (0, 0, 4, 4))
+    with pytest.raises(UserError, match=r"^data\.masks=.*: two are called c$"):
+        targets(images, masks=str(masks))
+    (masks / "c.bmp").unlink()
+    with pytest.raises(UserError, match=r"^data\.masks=.*nowhere"):
+        targets(images, masks=str(tmp_path / "nowhere"))
+    picture(tmp_path / "wide" / "a.png", (3 * SIDE, SIDE))
+    mask(masks / "a.png", (0, 0, 4, 4), (3 * SIDE, SIDE))
+    with pytest.raises(UserError, match="empty"):  # what it lets through is cut off
+        targets(tmp_path / "wide", fit="crop", masks=str(masks))
+
+
+def test_masks_of_toy_faces(tmp_path: Path) -> None:
+    mask(tmp_path / "test_00000.png", (0, 0, 8, SIDE))
+    found = batch_of(targets(None, num_faces=1, masks=str(tmp_path)))["mask"]
+    assert float(found[..., :8].min()) == 1
+    assert float(found[..., 8:].max()) == 0
+
+
+def test_a_label_is_that_of_all_images() -> None:
+    found = batch_of(targets(None, num_faces=2, label=1, label_dim=3))
+    assert found["label"].tolist() == [[0, 1, 0], [0, 1, 0]]
+    assert "label" not in batch_of(targets(None, num_faces=1))
+    for options, message in (
+        ({"label": 1}, "data.label=1: this generator is unconditional; leave it out"),
+        ({"label_dim": 3}, "data.label: this generator has 3 classes; give data.label=0 to 2"),
+        ({"label": 3, "label_dim": 3}, "data.label=3: this generator has classes from 0 to 2"),
+    ):
+        with pytest.raises(UserError) as slip:
+            TargetImages(None, SIDE, 3, **options)  # type: ignore[arg-type]
+        assert str(slip.value) == message
+
+
+def test_every_image_has_a_file_to_begin_with(tmp_path: Path) -> None:
+    for index, name in enumerate(("a.png", "sub/b.png")):
+        picture(tmp_path / "in" / name, seed=index)
+    with pytest.raises(UserError, match=r"^data\.start=.*nowhere"):
+        targets(tmp_path / "in", start=str(tmp_path / "nowhere"))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.safetensors").touch()
+    with pytest.raises(UserError, match=r"^data\.start=.*: no latent file of sub/b \(sub/b\.safetensors\);"):
+        targets(tmp_path / "in", start=str(tmp_path))
+    (tmp_path / "sub" / "b.safetensors").touch()
+    found = batch_of(targets(tmp_path / "in", start=str(tmp_path)))
+    assert found["start"] == [str(tmp_path / name) for name in ("a.safetensors", "sub/b.safetensors")]
+
+
+@pytest.mark.parametrize("key", ["label", "masks", "start"])
+def test_a_search_does_not_go_on_with_other_targets(key: str) -> None:
+    stopped, resumed = faces(2, 1), faces(2, 1)
+    setattr(resumed, key, 1)
+    with pytest.raises(UserError) as slip:
+        resumed.load_state_dict({**stopped.state_dict(), "epoch": 1})
+    assert str(slip.value) == f"resume: the search began with data.{key}=null, and this says data.{key}=1"
+
+
 def test_photos_without_one_face_are_listed_together(tmp_path: Path) -> None:
     for name, faces in (("a", []), ("b", [FACE, FACE]), ("c", [FACE])):
         picture(tmp_path / f"{name}.png", (60, 70))

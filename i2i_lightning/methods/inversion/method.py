@@ -10,12 +10,14 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
+from i2i_lightning.checkpoints.latents import Latent, check_belongs, load_latent
 from i2i_lightning.methods.base import Method
 from i2i_lightning.methods.inversion.embedding import Embedding, render
 from i2i_lightning.methods.inversion.engine import Search
@@ -28,7 +30,8 @@ from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.types import UserError
 
 IMAGES = ("mask", "perceptual_mask", "outside", "style", "style_mask", "anchor", "label")
-"""What a batch may hold of each image besides ``real`` and ``name``; see :class:`Targets`."""
+"""What a batch may hold of each image besides ``real`` and ``name``; see :class:`Targets`. ``start`` are the
+latent files that the images begin with."""
 
 
 REFUSAL = (
@@ -125,6 +128,18 @@ class Inversion(Method):
                     "devices: each image begins where the one before it ended; take one image and one device"
                 )
         self.fingerprint = self.generator.fingerprint()
+        given, files = self.search.start.kind == "given", getattr(data, "starts", None)
+        if given and not files:
+            raise UserError(
+                "method.start.kind=given: data.start is missing; give a folder of latent files, such as "
+                "another run's latents/"
+            )
+        if files and not given:
+            raise UserError(
+                f"data.start with method.start.kind={self.search.start.kind}: add method.start.kind=given"
+            )
+        for file in files or ():
+            self._first(file)
         # The networks are in evaluation mode on purpose.
         warnings.filterwarnings("ignore", message="Found .* in eval mode")
 
@@ -187,12 +202,29 @@ class Inversion(Method):
 
     def _begin(self, batch: Any) -> None:
         """Begin with the chunk of this epoch."""
-        latent = batch.get("start")
-        if latent is None and self.search.start.kind == "previous":
+        latent, noise = None, None
+        if self.search.start.kind == "given":
+            firsts = [self._first(file) for file in batch["start"]]
+            latent = torch.stack([first.w_plus for first in firsts])
+            if any(first.noise is not None for first in firsts):
+                stored = [map_.cpu() for map_ in self.generator.noise_maps()]
+                noise = [torch.cat(maps) for maps in zip(*(f.noise or stored for f in firsts), strict=True)]
+        if self.search.start.kind == "previous":
             latent = self._previous()
         self.chunk = self.current_epoch
-        self.search.begin(targets_of(batch), latent, batch.get("noise"))
+        self.search.begin(targets_of(batch), latent, noise)
         self._state = None
+
+    def _first(self, file: str | Path) -> Latent:
+        """Return the latent in a file, to begin with.
+
+        Raises:
+            UserError: If it is of another generator.
+        """
+        latent = load_latent(file)
+        latent.name = str(file)
+        check_belongs(latent, self.generator, self.fingerprint)
+        return latent
 
     def _previous(self) -> Tensor | None:
         """Return the latent that the image before ended with; None for the first."""
