@@ -118,6 +118,7 @@ class Method(LightningModule):
         """Training images of all processes that steps were taken on, resumes included."""
         self.step_images = 0
         """Images of all processes in the step that is under way."""
+        self._unlogged: dict[str, Tensor] = {}  # each term as it last was, since the loggers took them
         self._waiting: list[Any] = []
         self._share = 1.0  # of the images of a step, those in the batch whose phase is open
         self._completes = True  # whether that batch is the last of its step
@@ -242,7 +243,7 @@ class Method(LightningModule):
 
     def on_train_start(self) -> None:
         """Begin without batches of an earlier fit, and say how many images a step has, and its rate."""
-        self._waiting = []
+        self._waiting, self._unlogged = [], {}
         per_device = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
         if per_device is None:
             return
@@ -272,6 +273,9 @@ class Method(LightningModule):
         A batch that waits for others does nothing else. The last batch of an epoch never waits, so that none
         crosses into the next.
 
+        Terms are logged as the step has them. One that a step leaves out, as a lazy regulariser does, is
+        logged as it was when it last came, if it came since the last time.
+
         This is not left to ``on_train_batch_end``: callbacks run before the module's own hook there, and a
         checkpoint that one of them writes would miss the batch's average and count.
         """
@@ -282,9 +286,11 @@ class Method(LightningModule):
             self._step_together(batches)
             if self.averages:
                 self._update_averages()
+            self._unlogged |= self.step_terms
             every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
             if every and (self.batches_seen + 1) % every < len(batches):  # one of them is to be logged
                 self._log_step_terms()
+                self._unlogged = {}
         self.batches_seen += 1
 
     def _step_together(self, batches: Sequence[Any]) -> None:
@@ -322,8 +328,8 @@ class Method(LightningModule):
     def _log_step_terms(self) -> None:
         # Straight to the loggers: Lightning's own path costs up to a millisecond for this many terms in every
         # batch, logged or not. One transfer from the device fetches all of them.
-        names = list(self.step_terms)
-        values = torch.stack([self.step_terms[name].float() for name in names])
+        names = list(self._unlogged)
+        values = torch.stack([self._unlogged[name].float() for name in names])
         if self.trainer.world_size > 1:
             values = self.trainer.strategy.reduce(values, reduce_op="mean")
         metrics = {f"train/{name}": value for name, value in zip(names, values.tolist(), strict=True)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from i2i_lightning.loggers.csv_log import CSVLog, read_rows
 from i2i_lightning.losses.adaptive_augmentation import AdaptiveAugmentation
 from i2i_lightning.methods.stylegan2 import StyleGAN2, StyleGAN2Loss
 from i2i_lightning.networks.stylegan2.discriminator import StyleGAN2Discriminator
@@ -65,7 +67,7 @@ def fit(method: StyleGAN2, data: list[dict[str, Any]], batch_size: int = 4, **op
     recorder = Recorder()
     trainer = L.Trainer(
         accelerator="cpu",
-        logger=False,
+        logger=options.pop("logger", False),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -188,6 +190,27 @@ def test_lazy_steps_come_when_they_should() -> None:
     terms = fit(without, items(8)).terms
     assert not any("r1" in name or "path_length" in name for term in terms for name in term)
     assert without.trainer.optimizers[0].param_groups[0]["lr"] == 2e-3  # nothing lazy, nothing adjusted
+
+
+@pytest.mark.parametrize(("accumulate", "rows_with_r1"), [(1, [9, 19, 39]), (2, [9, 39, 69])])
+def test_lazy_terms_are_logged_as_they_were_in_their_turn(
+    accumulate: int, rows_with_r1: list[int], tmp_path: Path
+) -> None:
+    """At the default intervals, 16 and 4 steps."""
+    method = build(loss=StyleGAN2Loss(), accumulate_batches=accumulate)
+    terms = fit(method, items(40 * accumulate), 1, logger=CSVLog(tmp_path), log_every_n_steps=10).terms
+    rows = {int(row["step"]): row for row in read_rows(tmp_path / "metrics.csv")[1]}
+    assert list(rows) == list(range(9, 40 * accumulate, 10))
+    lazy, logged = {"discriminator/r1", "generator/path_length"}, 0
+    for step, row in rows.items():
+        for name in lazy:
+            since = [term[name] for term in terms[logged : step + 1] if name in term]
+            cell = row[f"train/{name}"]
+            assert cell == (f"{since[-1]:.7g}" if since else ""), (step, name)
+        for name in set(terms[step]) - lazy:
+            assert float(row[f"train/{name}"]) == pytest.approx(terms[step][name], rel=1e-6, abs=1e-12)
+        logged = step + 1
+    assert [step for step, row in rows.items() if row["train/discriminator/r1"]] == rows_with_r1
 
 
 def test_accumulated_batches_are_one_large_batch() -> None:
