@@ -32,10 +32,11 @@ from i2i_lightning.sampling.pictures import to_picture, write_png
 from i2i_lightning.sampling.sheets import Layout, Sheet, tile, tile_side
 from i2i_lightning.types import UserError
 
+resource: Any
 try:
     import resource
 except ImportError:  # Windows has none
-    resource = None  # type: ignore[assignment]
+    resource = None
 
 log = logging.getLogger(__name__)
 
@@ -281,7 +282,8 @@ def peak_memory_mb(device: torch.device) -> float:
     if resource is None:
         return 0.0
     # In kB, but on macOS in bytes (getrusage(2) of either system).
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _levels(images: Tensor) -> Tensor:

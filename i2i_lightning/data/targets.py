@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
+from typing_extensions import NotRequired
 
 from i2i_lightning.data.alignment import crop, face_quad, landmarks_of
 from i2i_lightning.data.cache import Pictures

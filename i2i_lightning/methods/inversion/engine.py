@@ -487,7 +487,8 @@ class Search:
         if not self._leaves.original:
             return None
         count = len(self.targets)
-        return [*self.tuned, None, *[self._leaves.original] * count][:count]
+        weights: list[Mapping[str, Tensor] | None] = [*self.tuned, None, *[self._leaves.original] * count]
+        return weights[:count]
 
     @torch.no_grad()
     def embedding(self) -> Embedding:
