@@ -15,6 +15,15 @@ from i2i_lightning.sampling.videos import Animation
 from i2i_lightning.types import UserError
 
 DEFAULT_SEEDS = "0-35"
+LAYERS = "coarse"
+VIDEO = {
+    "space": "w",
+    "frames": 24,
+    "fps": Animation.fps,
+    "loop": Animation.loop,
+    "format": Animation.format,
+}
+"""What stands in the config where nothing is said of a matrix, or a video."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,8 @@ class Request:
         """Return what ``options``, named as in the config of the command, ask for.
 
         Raises:
-            UserError: If one of them is impossible for every generator.
+            UserError: If one of them is impossible for every generator, or says how to draw what is not asked
+                for.
         """
 
         def seeds_of(key: str, value: Any) -> list[int]:
@@ -70,6 +80,14 @@ class Request:
             raise UserError(
                 f"mixing.{given}={as_written(mixing[given])}: a matrix needs mixing.{other} as well"
             )
+        if not matrix[0] and mixing["layers"] != LAYERS:
+            shown = as_written(mixing["layers"])
+            raise UserError(f"mixing.layers={shown}: needs mixing.rows and mixing.columns")
+        for key, default in VIDEO.items():
+            if not way and video[key] != default:
+                shown = f"{video[key]:g}" if key == "fps" else as_written(video[key])
+                shown = shown.lower() if key == "loop" else shown
+                raise UserError(f"video.{key}={shown}: needs interpolate")
         if len(way) == 1:
             raise UserError(f"interpolate={way[0]}: a way needs two seeds at least, such as 0-5")
         if not (seeds or way or matrix[0]):
