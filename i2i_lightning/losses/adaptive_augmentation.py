@@ -142,7 +142,7 @@ class AdaptiveAugmentation(nn.Module):
         names: Transforms to use, any of :data:`TRANSFORMS`.
 
     Attributes:
-        strength: The controller; its ``p`` and ``overfitting`` are worth logging.
+        strength: The controller; a method logs its ``p`` and ``overfitting``.
 
     Raises:
         UserError: If a value makes no sense or there is no such transform.

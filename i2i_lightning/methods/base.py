@@ -199,6 +199,11 @@ class Method(LightningModule):
         """Whether the step that is under way has more batches than one."""
         return self._share < 1
 
+    @property
+    def completes(self) -> bool:
+        """Whether the batch whose phase is open is the last of its step."""
+        return self._completes
+
     @contextmanager
     def phase(self, player: str) -> Iterator[Callable[[Mapping[str, Tensor]], None]]:
         """Open the phase of ``player``: its parameters alone receive gradients until the phase ends.

@@ -241,6 +241,10 @@ class StyleGAN2(Method):
             self.observe("discriminator", pred_real, pred_fake, real_threshold())
             if self.adaptive is not None:
                 self.adaptive.observe(pred_real.detach())
+                if self.completes:  # what the step ends with, and no mean over its batches
+                    strength = self.adaptive.strength
+                    self.step_terms["discriminator/augment_p"] = strength.p.clone()
+                    self.step_terms["discriminator/overfitting"] = strength.overfitting.clone()
         yield
 
         if loss.lambda_r1 > 0 and self.is_turn(loss.r1_interval):

@@ -257,6 +257,21 @@ def test_adaptive_augmentation_is_driven_by_real_logits() -> None:
     assert any(name.startswith("adaptive.") for name in method.state_dict())
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_strength_and_overfitting_of_adaptive_augmentation_are_logged(
+    accumulate: int, tmp_path: Path
+) -> None:
+    """Batches of three and of one image: means by their shares would be other numbers."""
+    adaptive = AdaptiveAugmentation(interval=1, speed_kimg=0.032, initial=0.125)
+    method = build(adaptive=adaptive, accumulate_batches=accumulate)
+    nn.init.constant_(method.discriminator.b4.out.bias, 10)  # takes everything for real
+    log = CSVLog(tmp_path)
+    fit(method, items(4), 4 if accumulate == 1 else 3, logger=log, log_every_n_steps=accumulate)
+    (row,) = read_rows(tmp_path / "metrics.csv")[1]
+    assert float(row["train/discriminator/augment_p"]) == adaptive.strength.p.item() == 8 / 32
+    assert float(row["train/discriminator/overfitting"]) == adaptive.strength.overfitting.item() == 1
+
+
 def test_samples_repeat_and_leave_no_trace() -> None:
     method = build()
     batch = {"real": torch.zeros(4, 3, 8, 8), "name": list("abcd")}
