@@ -440,14 +440,32 @@ def test_what_the_slips_advise_helps(shell: Shell) -> None:
     assert np.array_equal(levels(folder / "targets/grey.png")[..., 1], levels(Path("in/grey.png")))
 
 
+def in_processes(*words: str) -> None:
+    command = [sys.executable, "-m", "i2i_lightning.commands.invert", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.ddp
+def test_a_run_goes_on_with_other_processes(shell: Shell, tiny: Path) -> None:
+    photos("in")
+    assert shell("images=in", "hydra.run.dir=whole")[0] == 0
+    words = [*WORDS, f"generator={tiny}", "images=in", "trainer=ddp", "trainer.accelerator=cpu"]
+    in_processes(*words, "trainer.devices=1", "data.limit=2", "data.batch_size=1", "hydra.run.dir=run")
+    before = [path.stat().st_ino for path in sorted(Path("run/latents").iterdir())]
+    in_processes("resume=run", "trainer.devices=2", "data.limit=null")
+    assert names_in(Path("run")) == ["0", "1", "2", "3", "4"]
+    assert [path.stat().st_ino for path in sorted(Path("run/latents").iterdir())][:2] == before
+    for one, other in zip(found(Path("whole")), found(Path("run")), strict=True):
+        torch.testing.assert_close(one.w_plus, other.w_plus, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.ddp
 def test_two_processes_do_not_mix_their_images(shell: Shell, tiny: Path) -> None:
     photos("in")
     assert shell("images=in")[0] == 0
     words = [*WORDS, f"generator={tiny}", "images=in", "trainer=ddp", "trainer.accelerator=cpu"]
-    command = [sys.executable, "-m", "i2i_lightning.commands.invert", *words, "trainer.devices=2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == 0, done.stderr
+    in_processes(*words, "trainer.devices=2")
     one, two = runs()
     for alone, shared in zip(found(one), found(two), strict=True):
         torch.testing.assert_close(alone.w_plus, shared.w_plus, atol=1e-4, rtol=1e-4)
