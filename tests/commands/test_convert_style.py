@@ -29,6 +29,15 @@ def test_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert provenance is not None
     assert provenance["made_from"] == "network-snapshot.pkl"
     assert provenance["recognised_as"] == "a network pickle of NVIDIA's, for PyTorch"
+    # The average stays the average, over a second conversion too.
+    assert APP.main([f"checkpoint={tensors}", f"output={tmp_path / 'i.safetensors'}"]) == 0
+    assert "; moving average of the weights" in capsys.readouterr().out
+    for file in (tensors, tmp_path / "i.safetensors"):
+        words = [f"checkpoint={file}", f"output={tmp_path / 'last.safetensors'}", "averaged=false"]
+        assert APP.main(words) == 1
+        told = f"i2i-convert: {file}: not loaded: averaged=false: the file holds the average alone\n"
+        assert capsys.readouterr().err == told
+    assert not (tmp_path / "last.safetensors").exists()
 
     assert APP.main([f"checkpoint={pickled}", f"output={layout}", "format=rosinality"]) == 0
     out = capsys.readouterr().out
@@ -48,7 +57,8 @@ def test_last_weights_and_discriminator(tmp_path: Path, capsys: pytest.CaptureFi
     output = tmp_path / "g.safetensors"
     assert APP.main([f"checkpoint={pickled}", f"output={output}", "averaged=false"]) == 0
     assert "moving average" not in capsys.readouterr().out
-    assert load_style_generator(output).fingerprint() == last.fingerprint()
+    for averaged in (True, False):
+        assert load_style_generator(output, averaged).fingerprint() == last.fingerprint()
     judge = tmp_path / "d.safetensors"
     assert APP.main([f"checkpoint={pickled}", f"output={judge}", "network=discriminator"]) == 0
     assert load_style_discriminator(judge).size_px == 16

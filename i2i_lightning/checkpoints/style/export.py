@@ -12,7 +12,11 @@ from i2i_lightning.checkpoints.export import Written
 from i2i_lightning.checkpoints.io import write_beside
 from i2i_lightning.checkpoints.style import rosinality
 from i2i_lightning.checkpoints.style.load import LoadedStyle
-from i2i_lightning.checkpoints.style.native import save_style_discriminator, save_style_generator
+from i2i_lightning.checkpoints.style.native import (
+    AVERAGED,
+    save_style_discriminator,
+    save_style_generator,
+)
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.networks.stylegan2.discriminator import StyleGAN2Discriminator
 
@@ -38,6 +42,8 @@ def write_style_safetensors(loaded: LoadedStyle, path: Path, origin: str) -> Wri
         "recognised_as": loaded.words,
         "written_by": f"i2i_lightning {__version__}",
     }
+    if loaded.averaged:
+        provenance[AVERAGED] = True
     if loaded.notes:
         provenance["notes"] = list(loaded.notes)
     if isinstance(loaded.network, StyleGenerator):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,16 +71,19 @@ class StyleFile:
         """Build the generator.
 
         Args:
-            averaged: Whether to take the moving average of the weights where there is one.
+            averaged: Whether to take the moving average of the weights where there is one, or the last ones.
 
         Raises:
-            UserError: If the file has none, or not one that this project has. One line.
+            UserError: If the file has none, not one that this project has, or the average alone where that is
+                not wanted. One line.
         """
 
         def build() -> tuple[StyleGenerator, LoadedStyle]:
             read = self.read_generator(averaged)
             if isinstance(read, StyleGenerator):
                 return read, LoadedStyle(read, self.words)
+            if read.averaged and not averaged:
+                raise Refused("averaged=false: the file holds the average alone")
             network = generator_of(read)
             return network, LoadedStyle(network, self.words, read.averaged, read.notes, read.provenance)
 
@@ -118,10 +121,11 @@ def load_style_generator(path: str | Path = "embedded", averaged: bool = True) -
               lernapparat converted;
             * a folder or archive with MobileStyleGAN's graphs.
 
-        averaged: Whether to take the moving average of the weights where there is one.
+        averaged: Whether to take the moving average of the weights where there is one, or the last ones.
 
     Raises:
-        UserError: If the file is missing, damaged, would run code, or holds no generator that is known here.
+        UserError: If the file is missing, damaged, would run code, or holds no generator that is known here,
+            or is known to hold the average alone where that is not wanted.
     """
     return open_style(path).generator(averaged)[0]
 
@@ -194,7 +198,7 @@ def _find(given: str | Path) -> StyleFile | None:
     if given == "embedded":
         if not EMBEDDED.is_file():
             raise UserError(f"embedded: {EMBEDDED} is missing; install i2i_lightning anew")
-        return _safetensors(EMBEDDED, "embedded")
+        return _embedded()
     if given == "ffhq":
         return _mobile(None, "ffhq")
     path = Path(given).expanduser()
@@ -229,6 +233,14 @@ def _of_file(path: Path) -> StyleFile | None:
                 lambda reader=reader: reader.discriminator(held),  # type: ignore[misc]
             )
     return None
+
+
+def _embedded() -> StyleFile:
+    def generator(_: bool) -> StyleNetwork:
+        # Its header is from before files said that they hold the average.
+        return replace(native.read_safetensors(EMBEDDED, "generator"), averaged=True)
+
+    return replace(_safetensors(EMBEDDED, "embedded"), read_generator=generator)
 
 
 def _safetensors(path: Path, where: str) -> StyleFile:

@@ -24,6 +24,8 @@ from i2i_lightning.networks.stylegan2.discriminator import StyleGAN2Discriminato
 HEADER = "i2i_lightning_style"
 """Key of the metadata."""
 HEADER_VERSION = 1
+AVERAGED = "averaged"
+"""Key of the provenance: whether the weights are a moving average over training."""
 SAFETENSORS_WORDS = "safetensors of i2i_lightning"
 CHECKPOINT_WORDS = "a checkpoint of i2i_lightning"
 TARGETS = {f"{module}.{name}": architecture for architecture, (module, name) in ARCHITECTURES.items()}
@@ -41,7 +43,8 @@ def save_style_generator(
     Args:
         path: Where to.
         generator: The generator.
-        provenance: What its users should know of its making; plain values.
+        provenance: What its users should know of its making; plain values. With :data:`AVERAGED` true the
+            file is known to hold no weights but the average.
 
     Raises:
         UserError: If the file cannot be written.
@@ -112,7 +115,9 @@ def read_safetensors(path: Path, role: str) -> StyleNetwork:
     with safe_open(str(path), framework="pt", device="cpu") as file:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     provenance = header.get("provenance")
-    return StyleNetwork(header["config"], state, provenance=provenance if type(provenance) is dict else {})
+    provenance = provenance if type(provenance) is dict else {}
+    averaged = provenance.get(AVERAGED) is True
+    return StyleNetwork(header["config"], state, averaged, provenance=provenance)
 
 
 def _first_line(error: Exception) -> str:

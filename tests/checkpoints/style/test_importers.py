@@ -274,9 +274,9 @@ def test_other_dtypes(tmp_path: Path) -> None:
 # -------------------- what is refused
 
 
-def refusal(path: Path) -> str:
+def refusal(path: Path, averaged: bool = True) -> str:
     with pytest.raises(UserError) as caught:
-        load_style_generator(path)
+        load_style_generator(path, averaged=averaged)
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith(f"{path}: ")
@@ -329,6 +329,21 @@ def test_half_grown_stylegan1_is_refused(tmp_path: Path) -> None:
 def test_unknown_settings_are_named(tmp_path: Path, setting: str, value: object, told: str) -> None:
     network = peers.tf_stylegan2(peers.stylegan2(), **{setting: value})
     assert told in refusal(peers.write(tmp_path / "g.pkl", (network,) * 3))
+
+
+ALONE = ": not loaded: averaged=false: the file holds the average alone"
+
+
+def test_the_average_is_not_taken_for_the_last_weights(tmp_path: Path) -> None:
+    rosinality(tmp_path / "ema.pt")
+    torch.save(peers.lernapparat_state(peers.stylegan1()), tmp_path / "g_all.pt")
+    peers.write(tmp_path / "ema.pkl", {"G_ema": peers.nvidia_generator(peers.stylegan2())})
+    for name in ("ema.pt", "g_all.pt", "ema.pkl"):
+        assert open_style(tmp_path / name).generator()[1].averaged
+        assert refusal(tmp_path / name, averaged=False) == f"{tmp_path / name}{ALONE}"
+    # One network by itself, of which nobody knows.
+    path = peers.write(tmp_path / "g.pkl", peers.nvidia_generator(peers.stylegan2()))
+    same(load_style_generator(path, averaged=False), peers.stylegan2())
 
 
 def test_swagan_is_refused(tmp_path: Path) -> None:

@@ -62,11 +62,11 @@ def node(target: str, **arguments: object) -> dict[str, object]:
     return {"_target_": f"i2i_lightning.networks.stylegan2.{target}", **arguments}
 
 
-def checkpoint(path: Path, averaged: bool = True) -> list[StyleGenerator]:
+def checkpoint(path: Path, averaged: bool = True, last_too: bool = True) -> list[StyleGenerator]:
     """Write a checkpoint of ``method=stylegan2``, and return its averaged and its last generator."""
     average, last, judge = peers.stylegan2(), peers.stylegan2(), peers.discriminator()
     peers.fill(last, 9)
-    networks = {"generator": last, "discriminator": judge}
+    networks = {"discriminator": judge} | ({"generator": last} if last_too else {})
     if averaged:
         networks["averages.generator"] = average
     state = {f"{name}.{key}": v for name, net in networks.items() for key, v in net.state_dict().items()}
@@ -95,6 +95,13 @@ def test_checkpoint_without_average(tmp_path: Path) -> None:
     same(load_style_generator(tmp_path / "last.ckpt"), last)
 
 
+def test_checkpoint_of_the_average_alone(tmp_path: Path) -> None:
+    average, _ = checkpoint(tmp_path / "last.ckpt", last_too=False)
+    same(load_style_generator(tmp_path / "last.ckpt"), average)
+    with pytest.raises(UserError, match=r"last.ckpt: not loaded: averaged=false: the file holds the average"):
+        load_style_generator(tmp_path / "last.ckpt", averaged=False)
+
+
 def test_a_sealed_checkpoint(tmp_path: Path) -> None:
     """A byte that no checksum of the archive covers is told by the seal."""
     path = tmp_path / "last.ckpt"
@@ -118,6 +125,9 @@ def test_embedded() -> None:
     assert generator.size_px == 32
     assert describe_style(generator).startswith("StyleGAN2 generator, 32 px, 3 channels (z_dim=128")
     same(load_style_generator(), generator)
+    assert open_style("embedded").generator()[1].averaged
+    with pytest.raises(UserError, match=r"^embedded: not loaded: averaged=false: the file holds the average"):
+        load_style_generator(averaged=False)
 
 
 def test_names_are_not_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
