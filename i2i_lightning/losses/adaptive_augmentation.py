@@ -23,6 +23,8 @@ BLITS = ("flip", "rotate_90", "translate_whole")
 GEOMETRY = ("scale", "rotate", "stretch", "translate")
 COLOUR = ("brightness", "contrast", "luma_flip", "hue", "saturation")
 TRANSFORMS = BLITS + GEOMETRY + COLOUR
+COLOUR_CHANNELS = (1, 3)
+"""Channels of the images that :data:`COLOUR` can change."""
 
 # The low-pass filter of the symlet with six vanishing moments: orthogonal, so that doubling an image and
 # halving it again gives the same image.
@@ -164,6 +166,21 @@ class AdaptiveAugmentation(nn.Module):
         """Return :func:`augment_adaptively` of ``images (N, C, H, W)`` at the present strength."""
         return augment_adaptively(images, self.strength.p, self.names)
 
+    def check_channels(self, channels: int, key: str) -> None:
+        """Refuse images of which the transforms cannot change the colours.
+
+        Raises:
+            UserError: If one of ``names`` is of colour and ``channels`` are neither 1 nor 3; ``key`` is named
+                in it.
+        """
+        colours = [name for name in self.names if name in COLOUR]
+        if colours and channels not in COLOUR_CHANNELS:
+            rest = ",".join(name for name in self.names if name not in COLOUR)
+            raise UserError(
+                f"{key}={channels}: {', '.join(colours)} of method.adaptive.names change 1 or 3 channels; "
+                f"give method.adaptive.names=[{rest}]"
+            )
+
     def observe(self, pred_real: Tensor) -> None:
         """Take in the logits of a batch of reals, as :meth:`AdaptiveStrength.observe`."""
         self.strength.observe(pred_real)
@@ -190,8 +207,8 @@ def augment_adaptively(images: Tensor, p: float | Tensor, names: Sequence[str] =
     resampled once, see :func:`resample`. What comes in from outside is the image's reflection.
 
     Args:
-        images: Float (N, C, H, W) in [-1, 1], at least 7 px a side; 3 channels, or 1, where colours act as on
-            a grey picture.
+        images: Float (N, C, H, W) in [-1, 1], at least 7 px a side. Colours take 3 channels, or 1, where they
+            act as on a grey picture; the other transforms take any number.
         p: The probability, in [0, 1].
         names: Transforms to use, any of :data:`TRANSFORMS`; the order is always that of the paper.
 
@@ -199,12 +216,17 @@ def augment_adaptively(images: Tensor, p: float | Tensor, names: Sequence[str] =
         The same shape; colours may leave [-1, 1].
 
     Raises:
-        ValueError: If the images are too small or have other channels.
+        ValueError: If the images are too small, or have channels that no colour is made of.
     """
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < _SMALLEST_PX:
+    if images.ndim != 4 or min(images.shape[2:]) < _SMALLEST_PX:
         raise ValueError(
-            f"adaptive augmentation takes (N, 1 or 3, H, W) of at least {_SMALLEST_PX} px a side, these are"
+            f"adaptive augmentation takes (N, C, H, W) of at least {_SMALLEST_PX} px a side, these are"
             f" {tuple(images.shape)}"
+        )
+    if any(name in names for name in COLOUR) and images.shape[1] not in COLOUR_CHANNELS:
+        raise ValueError(
+            f"transforms of colour take (N, 1 or 3, H, W), these are {tuple(images.shape)}: leave out "
+            + ", ".join(name for name in names if name in COLOUR)
         )
     with torch.autocast(images.device.type, enabled=False):
         images = at_least_float32(images)

@@ -136,6 +136,8 @@ class StyleGAN2(Method):
             )
         if adaptive is not None and augment:
             raise UserError("method.augment and method.adaptive: give one of them, the other null or []")
+        if adaptive is not None:
+            adaptive.check_channels(generator.channels, "data.channels")
         if getattr(discriminator, "label_dim", 0) != generator.label_dim:
             raise UserError(
                 f"discriminator.label_dim={getattr(discriminator, 'label_dim', 0)}: the generator's is "

@@ -329,11 +329,28 @@ def test_half_precision_is_lifted() -> None:
         assert augment_adaptively(pictures().to(torch.bfloat16), 0.8).dtype == torch.float32
 
 
+def test_any_number_of_channels_is_moved_as_one() -> None:
+    images, moves = pictures(channels=3), BLITS + GEOMETRY
+    torch.manual_seed(0)
+    moved = augment_adaptively(images, 1.0, moves)
+    torch.manual_seed(0)
+    both = augment_adaptively(torch.cat([images, images[:, :2]], 1), 1.0, moves)
+    torch.testing.assert_close(both, torch.cat([moved, moved[:, :2]], 1))
+
+
+def test_colours_of_other_channels_are_refused_by_their_key() -> None:
+    with pytest.raises(UserError, match=r"^data\.channels=4: hue, saturation of method\.adaptive") as raised:
+        AdaptiveAugmentation(names=["hue", "flip", "saturation", "scale"]).check_channels(4, "data.channels")
+    assert str(raised.value).endswith("give method.adaptive.names=[flip,scale]")
+    for channels in (1, 3):
+        AdaptiveAugmentation().check_channels(channels, "data.channels")
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match=r"at least 7 px a side, these are \(1, 3, 6, 8\)"):
         augment_adaptively(torch.zeros(1, 3, 6, 8), 1.0)
-    with pytest.raises(ValueError, match="1 or 3"):
-        augment_adaptively(torch.zeros(1, 2, 8, 8), 1.0)
+    with pytest.raises(ValueError, match=r"1 or 3, H, W\), these are \(1, 2, 8, 8\): leave out hue"):
+        augment_adaptively(torch.zeros(1, 2, 8, 8), 1.0, ["flip", "hue"])
     with pytest.raises(UserError, match=r"method\.adaptive: no transform cutout; there is flip"):
         check_transforms(["cutout"], "method.adaptive")
     with pytest.raises(UserError, match="no transform blur"):

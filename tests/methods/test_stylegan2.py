@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from i2i_lightning.loggers.csv_log import CSVLog, read_rows
-from i2i_lightning.losses.adaptive_augmentation import AdaptiveAugmentation
+from i2i_lightning.losses.adaptive_augmentation import BLITS, GEOMETRY, AdaptiveAugmentation
 from i2i_lightning.methods.stylegan2 import StyleGAN2, StyleGAN2Loss
 from i2i_lightning.networks.stylegan2.discriminator import StyleGAN2Discriminator
 from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
@@ -26,27 +27,31 @@ ADAM = partial(torch.optim.Adam, lr=2e-3, betas=(0.0, 0.99))
 LOSS = StyleGAN2Loss(lambda_r1=1.0, r1_interval=3, path_length_interval=2)
 
 
-def networks(label_dim: int = 0) -> tuple[StyleGAN2Generator, StyleGAN2Discriminator]:
+def networks(label_dim: int = 0, channels: int = 3) -> tuple[StyleGAN2Generator, StyleGAN2Discriminator]:
     torch.manual_seed(0)
-    generator = StyleGAN2Generator(8, 3, 6, 6, label_dim, mapping_layers=2, channel_base=64, channel_max=8)
+    generator = StyleGAN2Generator(
+        8, channels, 6, 6, label_dim, mapping_layers=2, channel_base=64, channel_max=8
+    )
     for layer in generator.synthesis.layers:
         nn.init.constant_(layer.noise_strength, 0.1)
     return generator, StyleGAN2Discriminator(
-        8, 3, label_dim, channel_base=64, channel_max=8, mapping_layers=2
+        8, channels, label_dim, channel_base=64, channel_max=8, mapping_layers=2
     )
 
 
 def build(label_dim: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> StyleGAN2:
     options = {"loss": LOSS, "ema_half_life_kimg": 0.02} | options
-    loss = options.pop("loss")
-    return StyleGAN2(*networks(label_dim), loss, ADAM, **options).to(dtype)
+    loss, channels = options.pop("loss"), options.pop("channels", 3)
+    return StyleGAN2(*networks(label_dim, channels), loss, ADAM, **options).to(dtype)
 
 
-def items(count: int, label_dim: int = 0, dtype: torch.dtype = torch.float32) -> list[dict[str, Any]]:
+def items(
+    count: int, label_dim: int = 0, dtype: torch.dtype = torch.float32, channels: int = 3
+) -> list[dict[str, Any]]:
     rng = torch.Generator().manual_seed(7)
     made = []
     for index in range(count):
-        item = {"real": torch.rand(3, 8, 8, generator=rng, dtype=torch.float64).to(dtype) * 2 - 1}
+        item = {"real": torch.rand(channels, 8, 8, generator=rng, dtype=torch.float64).to(dtype) * 2 - 1}
         if label_dim:
             item["label"] = F.one_hot(torch.tensor(index % label_dim), label_dim).to(dtype)
         made.append(item)
@@ -272,6 +277,18 @@ def test_strength_and_overfitting_of_adaptive_augmentation_are_logged(
     assert float(row["train/discriminator/overfitting"]) == adaptive.strength.overfitting.item() == 1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"augment": ["color", "translation", "cutout"]},
+        {"adaptive": AdaptiveAugmentation(initial=1.0, names=BLITS + GEOMETRY)},
+    ],
+)
+def test_images_of_other_channels_are_augmented(options: dict[str, Any]) -> None:
+    (terms,) = fit(build(channels=4, **options), items(4, channels=4)).terms
+    assert all(math.isfinite(value) for value in terms.values())
+
+
 def test_samples_repeat_and_leave_no_trace() -> None:
     method = build()
     batch = {"real": torch.zeros(4, 3, 8, 8), "name": list("abcd")}
@@ -293,6 +310,10 @@ def test_samples_repeat_and_leave_no_trace() -> None:
         ({"ema_half_life_kimg": 0}, "method.ema_half_life_kimg=0"),
         ({"augment": ["colour"]}, "method.augment: no augmentation colour"),
         ({"augment": ["color"], "adaptive": AdaptiveAugmentation()}, "give one of them"),
+        (
+            {"channels": 4, "adaptive": AdaptiveAugmentation()},
+            r"data\.channels=4: brightness, .* change 1 or 3 channels; give method\.adaptive\.names=\[flip,",
+        ),
     ],
 )
 def test_slips(options: dict[str, Any], message: str) -> None:
