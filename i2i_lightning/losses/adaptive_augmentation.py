@@ -52,14 +52,14 @@ _SMALLEST_PX = _MARGIN_PX + 1
 class AdaptiveStrength(nn.Module):
     """The probability p of each transform, kept where the discriminator just does not overfit (section 3).
 
-    ``r_t = E[sign(D(real))]`` over the batches since the last change: 0 where half of the reals are taken for
+    ``r_t = E[sign(D(real))]`` over the steps since the last change: 0 where half of the reals are taken for
     fakes, 1 where the discriminator knows them all. Above the target p rises, else it falls, by as much as
     would take it from 0 to 1 in ``speed_kimg``; it stays within [0, 1]. Several processes adjust one p from
     what all of them saw.
 
     Args:
         target: The ``r_t`` aimed at.
-        interval: Batches between two changes.
+        interval: Steps between two changes; batches that take one step together count once.
         speed_kimg: Thousands of real images in which p can go from 0 to 1.
         initial: p at the start.
 
@@ -68,7 +68,7 @@ class AdaptiveStrength(nn.Module):
         sign_sum: Sum of the signs since the last change.
         sign_count: Logits since then.
         images: Real images since then.
-        batches: Batches since then.
+        batches: Steps since then.
         overfitting: ``r_t`` at the last change.
 
     Raises:
@@ -89,7 +89,7 @@ class AdaptiveStrength(nn.Module):
         if not -1 < target < 1:
             raise UserError(f"target={target}: a mean of signs to aim at, between -1 and 1; 0.6 in the paper")
         if interval < 1:
-            raise UserError(f"interval={interval}: give at least 1 batch")
+            raise UserError(f"interval={interval}: give at least 1 step")
         if speed_kimg <= 0:
             raise UserError(f"speed_kimg={speed_kimg}: give a positive number of thousand images")
         if not 0 <= initial <= 1:
@@ -105,10 +105,14 @@ class AdaptiveStrength(nn.Module):
         self.register_buffer("overfitting", torch.zeros([]))
 
     @torch.no_grad()
-    def observe(self, pred_real: Tensor) -> None:
-        """Take in the logits ``(N, ...)`` of one batch of real images, and change p every few batches.
+    def observe(self, pred_real: Tensor, completes: bool = True) -> None:
+        """Take in the logits ``(N, ...)`` of one batch of real images, and change p every few steps.
 
         Nothing is read back from the device.
+
+        Args:
+            pred_real: The logits.
+            completes: Whether the batch is the last of its step.
         """
         seen = torch.stack(
             [
@@ -123,6 +127,8 @@ class AdaptiveStrength(nn.Module):
         self.sign_sum += seen[0]
         self.sign_count += seen[1]
         self.images += seen[2]
+        if not completes:
+            return
         self.batches += 1
         due = self.batches >= self.interval
         ratio = self.sign_sum / self.sign_count
@@ -181,9 +187,9 @@ class AdaptiveAugmentation(nn.Module):
                 f"give method.adaptive.names=[{rest}]"
             )
 
-    def observe(self, pred_real: Tensor) -> None:
+    def observe(self, pred_real: Tensor, completes: bool = True) -> None:
         """Take in the logits of a batch of reals, as :meth:`AdaptiveStrength.observe`."""
-        self.strength.observe(pred_real)
+        self.strength.observe(pred_real, completes)
 
 
 def check_transforms(names: Sequence[str], key: str) -> tuple[str, ...]:

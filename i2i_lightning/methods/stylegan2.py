@@ -242,7 +242,7 @@ class StyleGAN2(Method):
             minimize({"gan": discriminator_loss(pred_real, pred_fake)})
             self.observe("discriminator", pred_real, pred_fake, real_threshold())
             if self.adaptive is not None:
-                self.adaptive.observe(pred_real.detach())
+                self.adaptive.observe(pred_real.detach(), self.completes)
                 if self.completes:  # what the step ends with, and no mean over its batches
                     strength = self.adaptive.strength
                     self.step_terms["discriminator/augment_p"] = strength.p.clone()

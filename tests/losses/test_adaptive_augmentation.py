@@ -379,6 +379,21 @@ def test_p_rises_and_falls_at_the_stated_rate() -> None:
     assert strength.p.item() == pytest.approx(0.40, abs=1e-6)
 
 
+def test_batches_of_one_step_count_as_one() -> None:
+    logits = torch.linspace(-0.2, 1, 12)
+    whole, parts = (AdaptiveStrength(interval=2, speed_kimg=0.1) for _ in range(2))
+    for step in range(1, 6):
+        before = parts.p.item()
+        parts.observe(logits[:5], completes=False)
+        parts.observe(logits[5:9], completes=False)
+        assert parts.p.item() == before
+        whole.observe(logits)
+        parts.observe(logits[9:])
+        assert parts.p.item() == pytest.approx(step // 2 * 0.24)
+        for (name, one), other in zip(whole.state_dict().items(), parts.state_dict().values(), strict=True):
+            assert torch.equal(one, other), name
+
+
 def test_p_stays_a_probability() -> None:
     strength = AdaptiveStrength(interval=1, speed_kimg=0.01)
     for _ in range(3):

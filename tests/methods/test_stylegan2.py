@@ -262,6 +262,15 @@ def test_adaptive_augmentation_is_driven_by_real_logits() -> None:
     assert any(name.startswith("adaptive.") for name in method.state_dict())
 
 
+def test_adaptive_augmentation_changes_once_in_so_many_steps() -> None:
+    adaptive = AdaptiveAugmentation(interval=2, speed_kimg=0.032)
+    method = build(adaptive=adaptive, accumulate_batches=2)
+    nn.init.constant_(method.discriminator.b4.out.bias, 10)  # takes everything for real
+    terms = fit(method, items(14), 2).terms  # three steps of two batches, and one of what is left
+    strengths = [term["discriminator/augment_p"] for term in terms if term]
+    assert strengths == pytest.approx([0, 8 / 32, 8 / 32, 14 / 32])
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_strength_and_overfitting_of_adaptive_augmentation_are_logged(
     accumulate: int, tmp_path: Path
