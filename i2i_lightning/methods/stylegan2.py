@@ -259,7 +259,11 @@ class StyleGAN2(Method):
 
     @torch.no_grad()
     def track_mean(self, w: Tensor) -> None:
-        """Move the mean latent towards that of ``w (N, w_dim)`` over all processes."""
+        """Move the mean latent towards that of ``w (N, w_dim)`` over all processes.
+
+        The generator's main phase alone does so: stylegan2-ada-pytorch also counts the first latents of the
+        path length's and the discriminator's phases, and its mean is at least twice as quick at one decay.
+        """
         w_avg = self.generator.mapping.w_avg
         w_avg.copy_(self.over_processes(w.detach().mean(0)).lerp(w_avg, self.w_avg_decay))
 
