@@ -148,7 +148,8 @@ def inpaint(
     rows = sorted({*range(count // 2), count - 2, count - 1}) if rows is None else rows
     seen = 1 - hole
     image = check_image(image, generator, seen=seen)
-    latent = embed_latent(generator, Targets(image, ["inpaint"], label, mask=seen), loss, effort, seed, rows)
+    targets = Targets(image, ["inpaint"], label, mask=seen, holes=True)
+    latent = embed_latent(generator, targets, loss, effort, seed, rows)
     # The paper softens this mask, and so draws the border of the filling towards what stood in the hole.
     final = _embed_noise(
         generator,

@@ -14,6 +14,7 @@ from torch import Tensor
 from i2i_lightning.methods.inversion import (
     Embedding,
     InversionLoss,
+    Objective,
     Search,
     Stage,
     Start,
@@ -285,6 +286,20 @@ def test_a_mask_of_features_is_brought_to_their_size() -> None:
     # Without a mask of its own, the mask of pixels holds for features too.
     same = embed(generator(), Targets(images(), names(), mask=mask), W_PLUS, only_features)
     close(same.w_plus, found[0].w_plus, 0)
+
+
+def test_features_beside_a_hole_are_those_of_what_is_known() -> None:
+    """The picture that a hole was cut into is as good a filling as there is."""
+    mask = torch.ones(1, 1, 16, 16)
+    mask[..., 4:9, 5:10] = 0
+    whole, index = images(), torch.arange(3)
+    cut = whole * mask
+    cost = []
+    for holes in (False, True):
+        wanted = Targets(cut, names(), mask=mask, holes=holes).to(whole.device, whole.dtype)
+        cost.append(Objective(loss(), wanted, ["perceptual"]).terms(whole, {"perceptual": 1.0}, index))
+    assert (cost[0]["perceptual"] > 1e-6).all()
+    close(cost[1]["perceptual"], torch.zeros(3), 1e-12)
 
 
 def test_outside_of_the_mask_another_image_counts() -> None:

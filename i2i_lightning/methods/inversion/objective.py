@@ -123,7 +123,8 @@ class Objective:
             return
         self.perceptual.to(targets.real.device, targets.real.dtype)
         if "perceptual" in names:
-            self.features = self._features(targets.real)
+            everyone = torch.arange(len(targets), device=targets.real.device)
+            self.features = self._features(self._known(targets.real, everyone))
         if "style" in names and targets.style is not None:
             style = self._features(targets.style)
             lacking = [layer for layer in STYLE_LAYERS if layer not in style]
@@ -155,6 +156,10 @@ class Objective:
         where = self._where(index)
         return self.identity.features(images if where is None else images * where)
 
+    def _known(self, images: Tensor, index: Tensor) -> Tensor:
+        where = self._where(index) if self.targets.holes else None
+        return images if where is None else torch.where(where > 0, images, torch.zeros_like(images))
+
     def _where(self, index: Tensor) -> Tensor | None:
         """Return where the features of the targets ``index`` count; None for everywhere."""
         where = self.targets.rows("perceptual_mask", index)
@@ -174,7 +179,7 @@ class Objective:
         terms: dict[str, Tensor] = {}
         features: Mapping[str, Tensor] = {}
         if self.perceptual is not None and ("perceptual" in weights or ("style" in weights and self.style)):
-            features = self.perceptual.features(image)
+            features = self.perceptual.features(self._known(image, index))
         if "perceptual" in weights and self.perceptual is not None:
             wanted = {name: value[index] for name, value in self.features.items()}
             terms["perceptual"] = self.perceptual.distance(features, wanted, self._where(index))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ class Targets:
         style: The image whose style is wanted, (N, C, S, S).
         style_mask: M_s, (N, 1, S, S): where its style counts; None: everywhere.
         anchor: Latent not to go far from, (N, L, D); None: the one that the stage begins with.
+        holes: Whether what images show outside of their masks is unknown, and not only of no account:
+            features near a border see beyond it, so they are taken of both sides made grey there.
     """
 
     real: Tensor
@@ -40,6 +43,7 @@ class Targets:
     style: Tensor | None = None
     style_mask: Tensor | None = None
     anchor: Tensor | None = None
+    holes: bool = False
 
     def __len__(self) -> int:
         return len(self.real)
@@ -101,7 +105,8 @@ class Targets:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Targets:
         """Return the same with all tensors on ``device``, as ``dtype``."""
-        return Targets(names=list(self.names), **{k: v.to(device, dtype) for k, v in self._tensors().items()})
+        moved: dict[str, Any] = {key: value.to(device, dtype) for key, value in self._tensors().items()}
+        return replace(self, names=list(self.names), **moved)
 
     def rows(self, key: str, index: Tensor) -> Tensor | None:
         """Return the items of the tensor ``key`` for the images ``index``, or the one that is for all."""
@@ -109,8 +114,8 @@ class Targets:
         return value if value is None or len(value) == 1 else value[index]
 
     def _tensors(self) -> dict[str, Tensor]:
-        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "names"}
-        return {name: value for name, value in values.items() if value is not None}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def _first(self, key: str) -> str:
         return self._name(0) if key == "real" else key
