@@ -62,6 +62,16 @@ def _shape(state: Mapping[str, Any], name: str, rank: int) -> tuple[int, ...]:
     return shape
 
 
+def _check_constant(state: Mapping[str, Any], size_px: int) -> None:
+    """Raise ``Refused`` unless the synthesis begins at 4 x 4, and so ends at a square of ``size_px``."""
+    height, width = _shape(state, "synthesis.b4.const", 3)[1:]
+    if height != width:
+        grown = f"{height * size_px // 4} x {width * size_px // 4} px"
+        raise Refused(f"its images are not square: {grown}, from a constant of {height} x {width}")
+    if height != 4:
+        raise Refused(f"its constant is {height} x {width}; known here is 4 x 4")
+
+
 def _mapping(state: Mapping[str, Any]) -> tuple[int, int, int, int]:
     """Return layers, width of the input beside the label, width of the output, and length of the label."""
     layers = 0
@@ -96,6 +106,7 @@ def stylegan2(
         Refused: If they are not those of one.
     """
     sizes = sizes_of(state, r"synthesis\.b(\d{1,5})\.conv1\.weight")
+    _check_constant(state, sizes[-1])
     widths = {size: _shape(state, f"synthesis.b{size}.conv1.weight", 4)[0] for size in sizes}
     base, most = channel_settings(widths, channel_base)
     layers, z_dim, w_dim, label_dim = _mapping(state)
@@ -117,6 +128,7 @@ def stylegan2(
 def stylegan1(state: Mapping[str, Any], *, lr_multiplier: float = 0.01) -> dict[str, Any]:
     """Return the config of a StyleGAN1 generator with the weights ``state``; see :func:`stylegan2`."""
     sizes = sizes_of(state, r"synthesis\.b(\d{1,5})\.conv1\.weight")
+    _check_constant(state, sizes[-1])
     widths = {size: _shape(state, f"synthesis.b{size}.conv1.weight", 4)[0] for size in sizes}
     base, most = channel_settings(widths)
     layers, z_dim, w_dim, label_dim = _mapping(state)

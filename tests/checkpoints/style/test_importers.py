@@ -291,6 +291,31 @@ def test_stylegan3_is_refused(tmp_path: Path) -> None:
     assert "StyleGAN3" in refusal(peers.write(tmp_path / "g.pkl", {"G_ema": root}))
 
 
+@pytest.mark.parametrize(
+    ("sides", "told"),
+    [
+        ((4, 2), "its images are not square: 16 x 8 px, from a constant of 4 x 2"),  # StyleGAN-Human's
+        ((8, 8), "its constant is 8 x 8; known here is 4 x 4"),
+    ],
+)
+def test_other_constants_are_refused(tmp_path: Path, sides: tuple[int, int], told: str) -> None:
+    generator = peers.stylegan2()
+    generator.synthesis.b4.const = nn.Parameter(torch.randn(8, *sides))
+    for block in generator.synthesis.children():
+        for layer in block.children():
+            if hasattr(layer, "noise_const"):
+                side = layer.noise_const.shape[0] // 4
+                layer.noise_const = torch.randn(side * sides[0], side * sides[1])
+    path = peers.write(tmp_path / "stylegan_human_v2.pkl", {"G_ema": peers.nvidia_generator(generator)})
+    assert refusal(path) == f"{path}: not loaded: {told}"
+    plain = rosinality(tmp_path / "g.pt")
+    torch.save({"g_ema": plain | {"input.input": torch.randn(1, 8, *sides)}}, tmp_path / "h.pt")
+    assert refusal(tmp_path / "h.pt").endswith(told)
+    first = peers.lernapparat_state(peers.stylegan1())
+    torch.save(first | {"g_synthesis.blocks.4x4.const": torch.randn(1, 8, *sides)}, tmp_path / "1.pt")
+    assert refusal(tmp_path / "1.pt").endswith(told)
+
+
 def test_progressive_configs_are_refused(tmp_path: Path) -> None:
     network = peers.tf_stylegan2(peers.stylegan2())
     synthesis = network.held["components"]["synthesis"].held
