@@ -199,6 +199,7 @@ class TargetImages(ImageDataModule):
         self._source: PictureSource | None = None
         self._masks: PictureSource | None = None
         self._paths: list[Path] = []  # none of toy faces
+        self._quads: list[Tensor] | None = None
 
     @property
     def num_train_images(self) -> int:
@@ -279,9 +280,9 @@ class TargetImages(ImageDataModule):
         self._paths = paths
         where = f"images={given[0] if len(given) == 1 else f'{len(given)} places'}"
         if self.fit == "align":
-            return AlignedFaces(paths, side, self.size_px[0], find_faces(paths, side, where)), names
-        source = self._as_large(paths, side)
-        problems = []
+            self._quads = find_faces(paths, side, where)
+            return self._reader(paths, side), names
+        source, problems = self._reader(paths, side), []
         for index, (_, path) in enumerate(found):
             try:
                 header = source.checked(read_header, path, side)
@@ -300,8 +301,12 @@ class TargetImages(ImageDataModule):
     def _side(self) -> SideFormat:
         return SideFormat("", "image", self.channels, self.convert)
 
-    def _as_large(self, paths: Sequence[Path], side: SideFormat) -> FileImages:
-        return FileImages(paths, side, Geometry("scale_shortest", None, self.size_px), False)
+    def _reader(self, paths: Sequence[Path], side: SideFormat) -> FileImages:
+        """Return what reads the images, or their masks."""
+        geometry = Geometry("scale_shortest", None, self.size_px)
+        if self._quads is None:
+            return FileImages(paths, side, geometry, False)
+        return AlignedFaces(paths, side, geometry, False, quads=self._quads, size_px=self.size_px[0])
 
     def _start_files(self, given: str) -> list[Path]:
         folder = Path(given).expanduser()
@@ -328,9 +333,7 @@ class TargetImages(ImageDataModule):
                 f"data.masks={given}: no mask of {first_names(lacking)}; each image takes one of its name"
             )
         paths = [found[name] for name in self.names]
-        source = _Cropped(self._as_large(paths, MASK), self.size_px[0])
-        if isinstance(self._source, AlignedFaces):
-            source = _Cropped(AlignedFaces(paths, MASK, self.size_px[0], self._source.quads), self.size_px[0])
+        source = _Cropped(self._reader(paths, MASK), self.size_px[0])
         problems = []
         for index, path in enumerate(paths):
             try:
@@ -449,25 +452,21 @@ def find_faces(paths: Sequence[Path], side: SideFormat, where: str) -> list[Tens
     return quads
 
 
-@dataclass(frozen=True)
-class AlignedFaces:
+@dataclass(frozen=True, kw_only=True)
+class AlignedFaces(FileImages):
     """Faces cut out of photos as FFHQ has them, or out of masks of photos.
 
     Args:
-        paths: Files of photos.
-        side: What is expected of them.
+        quads: Corners of the face in each file; see :func:`find_faces`.
         size_px: Side of a face.
-        quads: Corners of each face; see :func:`find_faces`.
     """
 
-    paths: Sequence[Path]
-    side: SideFormat
-    size_px: int
     quads: Sequence[Tensor]
+    size_px: int
 
     def __getitem__(self, index: int) -> Pictures:
         """Return the face of a photo, uint8 ``(C, size_px, size_px)``."""
-        whole = network_image(decode(self.paths[index], self.side))
+        whole = network_image(self.checked(decode, self.files[index], self.side))
         face = crop(whole, self.quads[index], self.size_px)[0]
         return (face.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).numpy(),)
 

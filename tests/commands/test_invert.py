@@ -346,12 +346,21 @@ def test_a_search_begins_with_the_latents_of_another(shell: Shell, tmp_path: Pat
     for words, message in (
         (begin[:1], "method.start.kind=given: data.start is missing; give a folder of latent files"),
         (begin[1:], "data.start with method.start.kind=best: add method.start.kind=given"),
+        ([*begin, "method.stages.w_plus.moves=[w]"], "first/latents/0.safetensors: the rows of the latent"),
+        (
+            [*begin, "method.stages.w_plus.moves=[z]"],
+            "first/latents/0.safetensors: the latent to begin with has",
+        ),
         ([*begin, "generator=other.safetensors"], "latent first/latents/0.safetensors: belongs to another"),
     ):
         status, text = shell("images=in", *words, "hydra.run.dir=refused")
         assert status == 1
         assert text.startswith(f"i2i-invert: {message}"), text
         assert len(text.splitlines()) <= 2, text
+    path.unlink()
+    status, text = shell("images=in", *begin)
+    assert status == 1
+    assert text.startswith("i2i-invert: data.start=first/latents: no latent file of 1 (1.safetensors);"), text
 
 
 def test_what_was_found_before_a_torn_picture_is_in_the_table(shell: Shell) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -242,6 +243,9 @@ def test_faces_are_cut_out_of_photos(tmp_path: Path) -> None:
     wanted = crop(pixels, face_quad(torch.tensor(FACE)), SIDE)
     assert found.shape == (1, 3, SIDE, SIDE)
     assert float((found - wanted).abs().max()) <= 0.5 / 127.5 + 1e-6
+    photo.unlink()
+    with pytest.raises(UserError, match=rf"^{re.escape(str(photo))}: missing, though"):
+        data.preview_batch(1)
 
 
 def mask(path: Path, box: tuple[int, int, int, int], size: tuple[int, int] = (SIDE, SIDE)) -> Path:

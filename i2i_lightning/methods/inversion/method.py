@@ -23,7 +23,7 @@ from i2i_lightning.methods.inversion.embedding import Embedding, render
 from i2i_lightning.methods.inversion.engine import Search
 from i2i_lightning.methods.inversion.objective import InversionLoss
 from i2i_lightning.methods.inversion.stages import Stage
-from i2i_lightning.methods.inversion.starts import Start
+from i2i_lightning.methods.inversion.starts import Start, in_space
 from i2i_lightning.methods.inversion.targets import Targets
 from i2i_lightning.methods.ranks import gather
 from i2i_lightning.networks.style import StyleGenerator
@@ -219,11 +219,15 @@ class Inversion(Method):
         """Return the latent in a file, to begin with.
 
         Raises:
-            UserError: If it is of another generator.
+            UserError: If it is of another generator, or the first stage moves another kind.
         """
         latent = load_latent(file)
         latent.name = str(file)
         check_belongs(latent, self.generator, self.fingerprint)
+        try:
+            in_space(latent.w_plus[None], self.generator, self.search.first_space, 1)
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
         return latent
 
     def _previous(self) -> Tensor | None:

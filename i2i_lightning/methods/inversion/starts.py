@@ -185,32 +185,9 @@ class FirstLatents:
         Raises:
             UserError: If it does not fit the generator, the images or the space.
         """
-        generator, count = self.generator, len(self.targets)
-        latent = latent.to(self.like)
-        if not bool(torch.isfinite(latent).all()):
-            raise UserError("the latent to begin with holds NaN or infinity")
-        rows, width = generator.num_ws, generator.w_dim
-        if self.space != "z" and latent.dim() == 2:
-            latent = latent[:, None]
-        fits = (
-            latent.shape[1:] == (generator.z_dim,)
-            if self.space == "z"
-            else latent.shape[1:] in ((1, width), (rows, width))
-        )
-        if not fits or len(latent) not in (1, count):
-            wanted = f"({count}, {generator.z_dim})" if self.space == "z" else f"({count}, {rows}, {width})"
-            raise UserError(
-                f"the latent to begin with has shape {tuple(latent.shape)}: in {self.space}, this generator "
-                f"takes {wanted} for {count} images"
-            )
+        count = len(self.targets)
+        latent = in_space(latent.to(self.like), self.generator, self.space, count)
         latent = latent.expand(count, *latent.shape[1:])
-        if self.space == "w" and latent.shape[1] > 1:
-            if not torch.equal(latent, latent[:, :1].expand_as(latent)):
-                raise UserError(
-                    "the rows of the latent to begin with differ, and the first stage moves w, one row for "
-                    "all: take a preset that moves w_plus"
-                )
-            latent = latent[:, :1]
         return latent.clone() if self.space == "z" else self._widen(latent)
 
     def _random_z(self) -> Tensor:
@@ -230,6 +207,44 @@ class FirstLatents:
         """Return ``w (N, 1 or L, D)`` in the space, as a tensor of its own."""
         rows = self.generator.num_ws if self.space == "w_plus" else 1
         return w.expand(-1, rows, -1).clone()
+
+
+def in_space(latent: Tensor, generator: StyleGenerator, space: str, count: int) -> Tensor:
+    """Return a first latent as (1 or N, z_dim) in z, (1 or N, 1, D) in w, else (1 or N, 1 or L, D).
+
+    Args:
+        latent: See :meth:`FirstLatents.given`.
+        generator: What it is for.
+        space: z, w or w_plus.
+        count: N, the number of images.
+
+    Raises:
+        UserError: If it does not fit the generator, the images or the space.
+    """
+    if not bool(torch.isfinite(latent).all()):
+        raise UserError("the latent to begin with holds NaN or infinity")
+    rows, width = generator.num_ws, generator.w_dim
+    if space != "z" and latent.dim() == 2:
+        latent = latent[:, None]
+    fits = (
+        latent.shape[1:] == (generator.z_dim,)
+        if space == "z"
+        else latent.shape[1:] in ((1, width), (rows, width))
+    )
+    if not fits or len(latent) not in (1, count):
+        wanted = f"({count}, {generator.z_dim})" if space == "z" else f"({count}, {rows}, {width})"
+        raise UserError(
+            f"the latent to begin with has shape {tuple(latent.shape)}: in {space}, this generator takes "
+            f"{wanted} for {count} images"
+        )
+    if space == "w" and latent.shape[1] > 1:
+        if not torch.equal(latent, latent[:, :1].expand_as(latent)):
+            raise UserError(
+                "the rows of the latent to begin with differ, and the first stage moves w, one row for all: "
+                "take a preset that moves w_plus"
+            )
+        latent = latent[:, :1]
+    return latent
 
 
 def first_noise(
