@@ -30,6 +30,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from i2i_lightning.methods.ranks import gather
 from i2i_lightning.methods.schedules import Constant, Schedule
 from i2i_lightning.types import UserError
 
@@ -126,6 +127,7 @@ class Method(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse data that the method or its networks cannot take, before anything is trained."""
+        self._unlogged = {}  # of an earlier fit; a checkpoint is loaded later
         data = getattr(self.trainer, "datamodule", None)
         one_sided = getattr(data, "one_sided", self.needs_images)
         if self.directions and one_sided:
@@ -248,7 +250,7 @@ class Method(LightningModule):
 
     def on_train_start(self) -> None:
         """Begin without batches of an earlier fit, and say how many images a step has, and its rate."""
-        self._waiting, self._unlogged = [], {}
+        self._waiting = []
         per_device = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
         if per_device is None:
             return
@@ -330,11 +332,16 @@ class Method(LightningModule):
             for averaged, current in zip(average.buffers(), network.buffers(), strict=True):
                 averaged.copy_(current)
 
+    def _lazy_terms(self) -> dict[str, Tensor]:
+        """Return the terms that came since the loggers took them, but not in the last step."""
+        return {name: value for name, value in self._unlogged.items() if name not in self.step_terms}
+
     def _log_step_terms(self) -> None:
         # Straight to the loggers: Lightning's own path costs up to a millisecond for this many terms in every
         # batch, logged or not. One transfer from the device fetches all of them.
-        names = list(self._unlogged)
-        values = torch.stack([self._unlogged[name].float() for name in names])
+        terms = self.step_terms | self._lazy_terms()
+        names = list(terms)
+        values = torch.stack([value.float() for value in terms.values()])
         if self.trainer.world_size > 1:
             values = self.trainer.strategy.reduce(values, reduce_op="mean")
         metrics = {f"train/{name}": value for name, value in zip(names, values.tolist(), strict=True)}
@@ -423,6 +430,8 @@ class Method(LightningModule):
         checkpoint["batches_seen"] = self.batches_seen
         checkpoint["images_seen"] = self.images_seen
         checkpoint["translation"] = self._translation()
+        lazy = {name: float(value) for name, value in self._lazy_terms().items()}
+        checkpoint["lazy_terms"] = gather(self.trainer, lazy)
 
     def _translation(self) -> dict[str, Any] | None:
         """Return what the generators take and give, for those who use them without this run's config."""
@@ -443,9 +452,13 @@ class Method(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the counts back; the config is the run's own."""
+        """Take the counts back, and what is still to be logged; the config is the run's own."""
         self.batches_seen = int(checkpoint.get("batches_seen", 0))
         self.images_seen = int(checkpoint.get("images_seen", 0))
+        ranks = checkpoint.get("lazy_terms", [{}])
+        lazy = ranks[min(self.trainer.global_rank, len(ranks) - 1)]  # all processes have the same terms
+        device = self.trainer.strategy.root_device
+        self._unlogged = {name: torch.tensor(value, device=device) for name, value in lazy.items()}
 
 
 def _number_of_images(batch: Mapping[str, Any]) -> int:

@@ -218,6 +218,23 @@ def test_lazy_terms_are_logged_as_they_were_in_their_turn(
     assert [step for step, row in rows.items() if row["train/discriminator/r1"]] == rows_with_r1
 
 
+def test_lazy_terms_are_logged_after_a_resume_too(tmp_path: Path) -> None:
+    """Of batches 0 to 3 the lazy ones are 0 and 2; the run stops after batch 2, and batch 3 is logged."""
+
+    class Keep(L.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            trainer.save_checkpoint(tmp_path / f"{pl_module.batches_seen}.ckpt")
+
+    data, rows = items(16), []
+    for resume in (None, str(tmp_path / "3.ckpt")):
+        log = CSVLog(tmp_path, f"{resume is None}.csv")
+        fit(build(), data, callbacks=[Keep()], ckpt_path=resume, logger=log, log_every_n_steps=4)
+        (row,) = read_rows(log.path)[1]
+        rows.append({name: row[f"train/{name}"] for name in ("discriminator/r1", "generator/path_length")})
+    assert rows[0] == rows[1]
+    assert all(rows[0].values())
+
+
 def test_accumulated_batches_are_one_large_batch() -> None:
     """Without a second z and with the same draws: the generator's step is compared on its own mean."""
     whole, parts = build(dtype=torch.float64), build(dtype=torch.float64, accumulate_batches=2)
