@@ -397,6 +397,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "machine": machine(),
         "generator": options.generator,
         "fingerprint": generator.fingerprint(),
+        "space": "w",
         "pairs": options.pairs,
         "steps": options.steps,
         "edit_steps": options.edit_steps,
@@ -406,7 +407,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if options.json is not None:
         if options.json.is_file():  # parts that were not measured now stay, if they are of the same setting
             kept = json.loads(options.json.read_text(encoding="utf-8"))
-            same = all(kept[key] == record[key] for key in ("fingerprint", "pairs", "steps", "edit_steps"))
+            setting = ("fingerprint", "space", "pairs", "steps", "edit_steps")
+            same = all(kept.get(key) == record[key] for key in setting)
             record["results"] = {**(kept["results"] if same else {}), **results}
         options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record

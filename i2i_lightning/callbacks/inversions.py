@@ -271,7 +271,9 @@ class InversionResults(Callback):
     def _write_table(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
-            names = trainer.datamodule.names  # type: ignore[attr-defined]
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            # A run that was resumed with other images has found those of earlier chunks too.
+            names = list(dict.fromkeys([*data.names, *(name for chunk in data.plan for name in chunk)]))
             write_table(folder, read_rows(folder, names), self._notes)
 
 

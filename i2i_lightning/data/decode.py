@@ -56,12 +56,15 @@ class SideFormat:
         channels: The image's channels, or the number of classes of the label map.
         convert: ``"none"``, or ``"match"`` to let PIL convert 8-bit files to the configured one or three
             channels.
+        mask: Whether the image is a mask: where a file's alpha varies, the mask is that alone, as editors
+            export a layer that was painted on.
     """
 
     role: str
     kind: str
     channels: int
     convert: str = "none"
+    mask: bool = False
 
     @property
     def channels_key(self) -> str:
@@ -76,6 +79,10 @@ class SideFormat:
     def label_dtype(self) -> npt.DTypeLike:
         """The smallest unsigned type that holds every class id."""
         return np.uint8 if self.channels <= 256 else np.uint16
+
+
+MASK = SideFormat("", "image", 1, "match", mask=True)
+"""What a file of a mask is supposed to be: white, or opaque, where it counts."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,9 @@ def decode(path: Path, side: SideFormat) -> Array:
     if side.kind == "labels":
         return _label_ids(array, side)
     array = array[:, :, None] if array.ndim == 2 else array
+    alpha = _alpha(path) if side.mask else None
+    if alpha is not None and alpha.min() < alpha.max():
+        return alpha[:, :, None]
     if array.dtype.kind == "f":
         array = array.astype(np.float32)
         # Written so that a NaN, which compares false with everything, fails too.
@@ -450,8 +460,8 @@ def _brief(error: Exception) -> str:
     return (text[0] if text else type(error).__name__)[:80]
 
 
-def file_alpha(path: Path) -> Array | None:
-    """Return the alpha of an image file that :func:`decode` reads, uint8 ``(H, W)``; None if it has none."""
+def _alpha(path: Path) -> Array | None:
+    """Return the alpha of an image file, uint8 ``(H, W)``; None if it has none."""
     if path.suffix.lower() == ".npy" or (_is_tiff(path) and not _pil_reads_tiff_exactly(path)):
         return None
     with _open_image(path) as image:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import multiprocessing.resource_tracker
 import multiprocessing.util
 import os
 import signal
@@ -56,6 +58,9 @@ class _Loader(DataLoader[Item]):
     def __iter__(self) -> Any:
         if self.num_workers == 0 or not hasattr(signal, "pthread_sigmask"):
             return super().__iter__()
+        if (self.multiprocessing_context or multiprocessing).get_start_method() != "fork":
+            # The first worker would start this process, which lets the signals in again.
+            multiprocessing.resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _signals_of_runs())
         try:
             return super().__iter__()

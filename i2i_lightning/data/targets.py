@@ -24,7 +24,7 @@ from i2i_lightning.data.checks import (
     require_folder,
 )
 from i2i_lightning.data.dataset import FileImages, PictureSource, fetch
-from i2i_lightning.data.decode import CONVERSIONS, EXTENSIONS, SideFormat, decode, read_header
+from i2i_lightning.data.decode import CONVERSIONS, EXTENSIONS, MASK, SideFormat, decode, read_header
 from i2i_lightning.data.display import images_to_rgb
 from i2i_lightning.data.module import ImageDataModule, Item
 from i2i_lightning.data.pairs import content_of, list_images, name_below
@@ -36,8 +36,6 @@ from i2i_lightning.types import ImageBatch, UserError
 
 FITS = ("refuse", "crop", "align")
 KEY = "data.fit=align"
-MASK = SideFormat("", "image", 1, "match")
-"""What a mask's file is."""
 
 
 class TargetBatch(ImageBatch):
@@ -108,6 +106,8 @@ class Chunks:
 
 def _stacked(source: PictureSource, indices: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
     pictures = [torch.as_tensor(fetch(source, index)[0]) for index in indices]
+    if len({picture.dtype for picture in pictures}) > 1:  # files of several bit depths
+        pictures = [scale_to_network(picture) for picture in pictures]
     return torch.stack(pictures) if pictures else torch.zeros(0, *shape, dtype=torch.uint8)
 
 
@@ -228,7 +228,7 @@ class TargetImages(ImageDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the data, and what decides which image is where."""
         shares = {"batch_size": self.batch_size, "world_size": self._world_size}
-        asked = {"label": self.label, "masks": self.masks, "start": self.start}
+        asked = {key: getattr(self, key) for key in ("fit", "convert", "label", "masks", "start")}
         return {**super().state_dict(), **shares, "plan": self.plan, "asked": asked}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -236,7 +236,7 @@ class TargetImages(ImageDataModule):
 
         Raises:
             UserError: If the state does not say which images the chunks have, or they were searched for with
-                other labels, masks or starts.
+                other cuts, labels, masks or starts.
         """
         super().load_state_dict(state_dict)
         if "plan" not in state_dict:
@@ -343,7 +343,7 @@ class TargetImages(ImageDataModule):
                 if size != wanted:
                     detail = f"{size[1]}x{size[0]}, the image {wanted[1]}x{wanted[0]}"
                     raise FileProblem("not of their image's size", detail=detail)
-                if not source[index][0].any():
+                if not bool((scale_to_network(torch.as_tensor(source[index][0])) > -1).any()):
                     raise FileProblem("empty (all black)", "nothing of the image would count")
             except FileProblem as problem:
                 problem.name = problem.name or str(path)

@@ -52,6 +52,10 @@ class Effort:
         if self.blur_px is not None and self.blur_px < 0:
             raise UserError(f"blur_px={self.blur_px}: give 0 or more")
 
+    def sigma_px(self, side_px: int) -> float:
+        """Return the deviation of the Gaussian that softens masks of this side."""
+        return side_px / 32 if self.blur_px is None else self.blur_px
+
 
 @dataclass
 class Edited:
@@ -189,7 +193,7 @@ def local_edit(
         loss: Objective and weights; its prior gives way to the anchor.
         effort: How long to search.
         rows: Rows that may move; None is the coarser half.
-        anchor: Weight of the distance from the photo's latent; 0.1 goes with pixels weighted 1.
+        anchor: Weight of the distance from the photo's latent; where pixels weigh 1, 0.1 holds firmly.
         seed: Of random numbers.
         label: (1, K) for a conditional generator.
         noise: The photo's noise maps, (1, 1, h, w) each; None for the generator's own.
@@ -369,7 +373,7 @@ def check_image(
 
 def soften(mask: Tensor, effort: Effort) -> Tensor:
     """Return ``mask (1, 1, S, S)`` under a Gaussian of ``effort.blur_px``, its borders continued."""
-    sigma = mask.shape[-1] / 32 if effort.blur_px is None else effort.blur_px
+    sigma = effort.sigma_px(mask.shape[-1])
     if sigma == 0:
         return mask
     reach = min(max(1, round(3 * sigma)), mask.shape[-1] - 1)

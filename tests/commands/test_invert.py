@@ -241,6 +241,9 @@ def test_a_run_goes_on_with_more_images_and_others_at_once(shell: Shell) -> None
     save(Path("in/00.png"), (SIDE, SIDE, 3), 9)
     assert shell(f"resume={folder}", "data.batch_size=3")[0] == 0
     assert names_in(folder) == ["0", "00", "1", "2", "3"]
+    Path("in/3.png").rename("in/9.png")
+    assert shell(f"resume={folder}")[0] == 0
+    assert names_in(folder) == ["0", "00", "1", "2", "9", "3"], "all that was found stays in the table"
     assert first.stat().st_ino == before, "what is finished is left alone"
     shutil.rmtree(folder / "latents")
     assert shell(f"resume={folder}")[0] == 0
@@ -357,6 +360,11 @@ def test_a_search_begins_with_the_latents_of_another(shell: Shell, tmp_path: Pat
         assert status == 1
         assert text.startswith(f"i2i-invert: {message}"), text
         assert len(text.splitlines()) <= 2, text
+    tuned = {"synthesis.b16.torgb.bias": torch.zeros(3)}
+    save_latent(path, Latent(bare.w_plus, bare.fingerprint, "1", tuned=tuned))
+    status, text = shell("images=in", *begin)
+    assert (status, text.count("\n")) == (1, 1)
+    assert "first/latents/1.safetensors: has weights that were tuned for it" in text
     path.unlink()
     status, text = shell("images=in", *begin)
     assert status == 1

@@ -329,6 +329,32 @@ def test_masks_of_toy_faces(tmp_path: Path) -> None:
     assert float(found[..., 8:].max()) == 0
 
 
+def test_a_mask_that_was_painted_on_a_layer_is_its_alpha(tmp_path: Path) -> None:
+    layer = Image.new("RGBA", (SIDE, SIDE), (255, 255, 255, 0))
+    layer.paste((0, 0, 0, 255), (0, 0, 8, SIDE))
+    layer.save(tmp_path / "test_00000.png")
+    found = batch_of(targets(None, num_faces=1, masks=str(tmp_path)))["mask"]
+    assert float(found[..., :8].min()) == 1
+    assert float(found[..., 8:].max()) == 0
+
+
+def test_files_of_several_depths_are_of_one_scale(tmp_path: Path) -> None:
+    """Stacked as they are, 8-bit pixels among floats would pass for 0 to 255."""
+    images, masks = tmp_path / "in", tmp_path / "masks"
+    picture(images / "a.png", seed=0)
+    np.save(images / "b.npy", np.full((SIDE, SIDE, 3), 0.5, np.float32))
+    found = batch_of(targets(images))["real"]
+    with Image.open(images / "a.png") as eight_bit:
+        expected = torch.from_numpy(np.array(eight_bit)).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(found[0], expected)
+    assert float(found[1].min()) == float(found[1].max()) == 0.5
+    mask(masks / "a.png", (0, 0, 4, 4))
+    np.save(masks / "b.npy", np.full((SIDE, SIDE), -1, np.float32))
+    with pytest.raises(UserError, match=r"empty \(all black\)") as slip:
+        targets(images, masks=str(masks))
+    assert "b.npy" in str(slip.value)
+
+
 def test_a_label_is_that_of_all_images() -> None:
     found = batch_of(targets(None, num_faces=2, label=1, label_dim=3))
     assert found["label"].tolist() == [[0, 1, 0], [0, 1, 0]]
@@ -357,13 +383,16 @@ def test_every_image_has_a_file_to_begin_with(tmp_path: Path) -> None:
     assert found["start"] == [str(tmp_path / name) for name in ("a.safetensors", "sub/b.safetensors")]
 
 
-@pytest.mark.parametrize("key", ["label", "masks", "start"])
-def test_a_search_does_not_go_on_with_other_targets(key: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "before"),
+    [("label", "null"), ("masks", "null"), ("start", "null"), ("fit", "refuse"), ("convert", "none")],
+)
+def test_a_search_does_not_go_on_with_other_targets(key: str, before: str) -> None:
     stopped, resumed = faces(2, 1), faces(2, 1)
     setattr(resumed, key, 1)
     with pytest.raises(UserError) as slip:
         resumed.load_state_dict({**stopped.state_dict(), "epoch": 1})
-    assert str(slip.value) == f"resume: the search began with data.{key}=null, and this says data.{key}=1"
+    assert str(slip.value) == f"resume: the search began with data.{key}={before}, and this says data.{key}=1"
 
 
 def test_photos_without_one_face_are_listed_together(tmp_path: Path) -> None:

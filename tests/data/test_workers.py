@@ -48,6 +48,23 @@ def test_a_signal_before_a_worker_is_ready_leaves_it_at_work(checkout: Path, sig
     assert done.stdout.strip() == "20 [1]"
 
 
+@pytest.mark.slow
+def test_workers_that_are_not_forked_are_born_deaf_too(checkout: Path) -> None:
+    """Python starts a process of its own beside the first of them, and lets signals in again then."""
+    done = run(
+        checkout,
+        """
+        data.multiprocessing_context = "spawn"
+        batches = iter(data.val_dataloader())
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGTERM)
+        print(sum(1 for _ in batches))
+        """,
+    )
+    assert (done.returncode, done.stdout) == (0, "20\n"), done.stderr
+
+
 def test_an_error_in_mid_epoch_ends_the_process(checkout: Path) -> None:
     """At its end a process asks its workers to go, which do not listen, and waits for them."""
     done = run(checkout, "next(batches)\nmultiprocessing.held = batches\nraise SystemExit(3)")

@@ -219,9 +219,12 @@ class Inversion(Method):
         """Return the latent in a file, to begin with.
 
         Raises:
-            UserError: If it is of another generator, or the first stage moves another kind.
+            UserError: If it is of another generator, has weights of its own, or the first stage moves another
+                kind.
         """
         latent = load_latent(file)
+        if latent.tuned is not None:
+            raise UserError(f"{file}: has weights that were tuned for it, with which no search begins")
         latent.name = str(file)
         check_belongs(latent, self.generator, self.fingerprint)
         try:

@@ -14,7 +14,7 @@ from torch import Tensor
 from i2i_lightning.checkpoints.latents import SUFFIX, Latent, load_latent
 from i2i_lightning.data.alignment import crop, face_quad, landmarks_of
 from i2i_lightning.data.checks import FileProblem
-from i2i_lightning.data.decode import SideFormat, decode, file_alpha, read_header
+from i2i_lightning.data.decode import MASK, SideFormat, decode, read_header
 from i2i_lightning.data.transforms import network_image, resize
 from i2i_lightning.editing.ranges import as_written, parts_of, whole_numbers
 from i2i_lightning.networks.style import StyleGenerator
@@ -189,13 +189,10 @@ class Reader:
             raise UserError(f"{key}: missing; give an image that is white where the edit is: {key}=mask.png")
         path = Path(place).expanduser()
         try:
-            format_ = SideFormat("", "image", 1, "match")
-            header = read_header(path, format_)
-            pixels, alpha = decode(path, format_), file_alpha(path)
+            header = read_header(path, MASK)
+            pixels = decode(path, MASK)
         except FileProblem as problem:
             raise UserError(f"{key}={place}: {self._words(problem)}") from None
-        if alpha is not None and alpha.min() < alpha.max():
-            pixels = alpha[:, :, None]
         if (header.height, header.width) != of.size:
             height, width = of.size
             raise UserError(
@@ -211,16 +208,16 @@ class Reader:
             raise UserError(f"{key}={place}: is empty (all black); nothing would be edited")
         return mask
 
-    def scribbles(self, photo: Picture, scribbled: Picture) -> Tensor:
-        """Return where two pictures differ and a thirty-second of the side around it, (1, 1, S, S).
+    def scribbles(self, photo: Picture, scribbled: Picture, around_px: float) -> Tensor:
+        """Return where two pictures differ, and so many pixels around, (1, 1, S, S).
 
-        Without its surroundings a thin line would be gone once the mask is softened.
+        A line thinner than the Gaussian that softens the mask would be gone without its surroundings.
 
         Raises:
             UserError: If they do not.
         """
         mask = ((photo.image - scribbled.image).abs().amax(1, keepdim=True) > DIFFERENT).float()
-        reach = mask.shape[-1] // 32
+        reach = round(around_px)
         mask = F.max_pool2d(mask, 2 * reach + 1, 1, reach)
         if not bool(mask.any()):
             raise UserError("operation.scribbled: shows the same as operation.photo; nothing is drawn on it")

@@ -139,7 +139,7 @@ class ExpressionTransfer:
     neutral: str | None = None
     expressive: str | None = None
     rows: Any = None
-    anchor: float = 0.1
+    anchor: float = 10.0
     pastes = True
 
     @property

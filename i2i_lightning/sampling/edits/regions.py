@@ -111,7 +111,7 @@ class LocalEdit:
     scribbled: str | None = None
     mask: str | None = None
     rows: Any = None
-    anchor: float = 0.1
+    anchor: float = 1.0
     takes = 0
 
     def run(self, studio: Studio) -> None:
@@ -120,7 +120,7 @@ class LocalEdit:
         photo = read.picture("operation.photo", self.photo)
         scribbled = read.picture("operation.scribbled", self.scribbled, like=photo)
         if self.mask is None:
-            mask = read.scribbles(photo, scribbled)
+            mask = read.scribbles(photo, scribbled, studio.effort.sigma_px(studio.generator.size_px))
         else:
             mask = read.mask("operation.mask", self.mask, photo)
         loss, noise = studio.loss(), None
