@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
@@ -30,7 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from i2i_lightning.methods.ranks import gather
+from i2i_lightning.methods.ranks import gather, leave_at_exit
 from i2i_lightning.methods.schedules import Constant, Schedule
 from i2i_lightning.types import UserError
 
@@ -127,6 +128,7 @@ class Method(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse data that the method or its networks cannot take, before anything is trained."""
+        leave_at_exit(os.getpid())
         self._unlogged = {}  # of an earlier fit; a checkpoint is loaded later
         data = getattr(self.trainer, "datamodule", None)
         one_sided = getattr(data, "one_sided", self.needs_images)

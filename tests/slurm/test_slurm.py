@@ -221,8 +221,10 @@ def test_what_slurm_ends_by_itself_comes_back(reason: str, start: Start, tmp_pat
     log = only(tmp_path, f"outputs/*/multirun/*/slurm/{job}_0_log.out")
     signum = "SIGUSR1" if reason == "time limit" else "SIGTERM"
     again = f"i2i-train: stopped by {signum}. SLURM will start this job again, and it will go on from here"
-    assert log.read_text().count(again) == 1
+    # The job is back in the queue before it can say so.
+    until(lambda: again in log.read_text(), f"{again} in {log}", command)
     until(lambda: batches_saved(run) > saved, f"further checkpoint in {run}", command)
+    assert log.read_text().count(again) == 1
     assert len((run / "resumes.jsonl").read_text().splitlines()) == 1
     command.wait_for(rf"Job {job}: PENDING \(\w+, back in the queue, restart 1\)")
 
