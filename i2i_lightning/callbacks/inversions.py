@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import html
 import io
-import json
 import logging
 import sys
 import time
@@ -19,12 +18,11 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from i2i_lightning.callbacks.drawing import data_uri, html_page
 from i2i_lightning.checkpoints.io import write_beside
-from i2i_lightning.checkpoints.latents import HEADER, Latent, save_latent
+from i2i_lightning.checkpoints.latents import Latent, load_metrics, save_latent
 from i2i_lightning.losses.perceptual import LPIPS
 from i2i_lightning.methods.ranks import gather
 from i2i_lightning.metrics.image import psnr, ssim
@@ -305,17 +303,8 @@ def read_rows(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     for name in names:
         path = folder / "latents" / f"{name}.safetensors"
         if path.is_file():
-            rows.append({"image": name, **_metrics(path)})
+            rows.append({"image": name, **load_metrics(path)})
     return rows
-
-
-def _metrics(path: Path) -> dict[str, float]:
-    """Return the figures in a latent file's header: the rest of it may be gigabytes of tuned weights."""
-    try:
-        with safe_open(path, "pt") as file:
-            return dict(json.loads(file.metadata()[HEADER])["metrics"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not a latent file of i2i_lightning, or not a whole one") from None
 
 
 def write_table(folder: Path, rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> None:

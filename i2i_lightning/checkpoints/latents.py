@@ -65,8 +65,11 @@ class Latent:
         check_belongs(self, generator)
         place = generator.w_avg
         w_plus = self.w_plus[None].to(place)
-        noise: Any = "const" if self.noise is None else [map_.to(place) for map_ in self.noise]
-        return generator.draw(w_plus, noise, self.tuned)
+        return generator.draw(w_plus, self.maps(place) or "const", self.tuned)
+
+    def maps(self, like: Tensor) -> list[Tensor] | None:
+        """Return its noise maps where ``like`` lies, in its precision; None for the generator's own."""
+        return None if self.noise is None else [map_.to(like) for map_ in self.noise]
 
 
 def save_latent(path: str | Path, latent: Latent) -> None:
@@ -129,6 +132,21 @@ def load_latent(path: str | Path) -> Latent:
         tuned=tuned or None,
         **words,
     )
+
+
+def load_metrics(path: Path) -> dict[str, float]:
+    """Return the figures in a latent file's header: the rest of it may be gigabytes of tuned weights.
+
+    Raises:
+        UserError: If the file is damaged or something else.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError):
+        raise UserError(f"{path}: not a latent file of i2i_lightning, or not a whole one") from None
+    metrics: dict[str, float] = _words(header, path)["metrics"]
+    return metrics
 
 
 def _words(header: Mapping[str, str], path: Path) -> dict[str, Any]:

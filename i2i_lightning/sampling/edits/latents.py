@@ -222,7 +222,7 @@ class ExpressionTransfer:
             raise UserError("operation.box: mixes faces of one generator; take a latent without tuning")
         place = studio.generator.w_avg
         layer = self.layer or studio.middle_layer()
-        noise = None if face.noise is None else [map_.to(place) for map_ in face.noise]
+        noise = face.maps(place)
         w1 = face.w_plus[None].to(place)
         shown = [
             ("w2: " + neutral.name, studio.draw(neutral)),

@@ -128,7 +128,8 @@ class LocalEdit:
             latent = studio.take(1, 1, "that of the photo")[0]
             if latent.tuned is not None:
                 raise UserError("latents: local_edit draws without tuned weights; take one without tuning")
-            w_plus, noise = latent.w_plus[None].to(studio.generator.w_avg), _noise(studio, latent)
+            place = studio.generator.w_avg
+            w_plus, noise = latent.w_plus[None].to(place), latent.maps(place)
         else:
             w_plus = studio.embedded(photo, loss)
         made = local_edit(
@@ -223,18 +224,14 @@ class AttributeTransfer:
             donor.w_plus[None].to(place),
             box,
             layer,
-            _noise(studio, face),
-            _noise(studio, donor),
+            face.maps(place),
+            donor.maps(place),
             self.blur_px,
             to,
         )
         studio.notes.append(f"layer {layer}; the result is no latent's picture, and has no latent file")
         picture = Picture(made.steps["face"].cpu(), (studio.generator.size_px,) * 2, face.name)
         _write(studio, made, picture, made.steps["mask"], "attribute_transfer", latent=False)
-
-
-def _noise(studio: Studio, latent: Latent) -> list[Tensor] | None:
-    return None if latent.noise is None else [map_.to(studio.generator.w_avg) for map_ in latent.noise]
 
 
 def _write(

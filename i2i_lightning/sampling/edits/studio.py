@@ -115,9 +115,8 @@ class Studio:
     def draw(self, latent: Latent) -> Tensor:
         """Return the image of a latent of this generator, (1, C, S, S) on the CPU."""
         place = self.generator.w_avg
-        noise = None if latent.noise is None else [map_.to(place) for map_ in latent.noise]
         tuned = None if latent.tuned is None else [latent.tuned]
-        image = render(self.generator, latent.w_plus[None].to(place), noise, tuned)
+        image = render(self.generator, latent.w_plus[None].to(place), latent.maps(place), tuned)
         self.progress()
         return image.float().cpu()
 
