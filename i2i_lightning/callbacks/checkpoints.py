@@ -248,7 +248,8 @@ class Checkpoints(Checkpoint):
             self._random_states = [checkpoint["random_state"], *(others or [])]
             # Checkpoints from before every process drew numbers of its own have one state for all.
             was = trainer.world_size if others is None else len(self._random_states)
-            if was != trainer.world_size and not self._resumes_between_epochs:
+            shared_anew = not getattr(getattr(trainer, "datamodule", None), "goes_on", True)
+            if was != trainer.world_size and not (self._resumes_between_epochs or shared_anew):
                 raise UserError(
                     f"this checkpoint was written in the middle of an epoch by {was} "
                     f"process{'es' if was > 1 else ''}, whose shares of it are not those of "

@@ -478,6 +478,25 @@ def test_a_run_goes_on_with_other_processes(shell: Shell, tiny: Path) -> None:
 
 
 @pytest.mark.ddp
+def test_a_half_done_chunk_begins_anew_with_other_processes(
+    shell: Shell, tiny: Path, power_cut: Callable[[int | None], list[int]]
+) -> None:
+    photos("in")
+    assert shell("images=in", "hydra.run.dir=whole")[0] == 0
+    words = ["images=in", "callbacks.checkpoints.every_n_batches=2", "hydra.run.dir=run"]
+    power_cut(STEPS + 4)
+    with pytest.raises(RuntimeError, match="power cut"):
+        shell(*words)
+    first = Path("run/latents/0.safetensors")
+    before = first.read_bytes(), first.stat().st_ino
+    in_processes("resume=run", "trainer.strategy=ddp_find_unused_parameters_true", "trainer.devices=2")
+    assert names_in(Path("run")) == ["0", "1", "2", "3", "4"]
+    assert (first.read_bytes(), first.stat().st_ino) == before
+    for one, other in zip(found(Path("whole")), found(Path("run")), strict=True):
+        torch.testing.assert_close(one.w_plus, other.w_plus, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.ddp
 def test_two_processes_do_not_mix_their_images(shell: Shell, tiny: Path) -> None:
     photos("in")
     assert shell("images=in")[0] == 0
