@@ -79,6 +79,7 @@ def curve(run: Path, epochs: list[int], number: int) -> dict[str, Any]:
 
 def ship(run: Path, output: Path, epoch: int, scores: dict[str, Any]) -> None:
     from i2i_lightning.checkpoints import save_style_generator
+    from i2i_lightning.checkpoints.style.native import AVERAGED
 
     generator, images = averaged(run / "checkpoints" / f"epoch_{epoch:04d}.ckpt")
     data = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]
@@ -88,6 +89,7 @@ def ship(run: Path, output: Path, epoch: int, scores: dict[str, Any]) -> None:
         "kimg": images / 1000,
         "scores": scores,
         "licence": "Apache-2.0",
+        AVERAGED: True,
     }
     save_style_generator(output, generator, about)
     print(f"{output}: {output.stat().st_size / 2**20:.2f} MiB")

@@ -198,7 +198,7 @@ def _find(given: str | Path) -> StyleFile | None:
     if given == "embedded":
         if not EMBEDDED.is_file():
             raise UserError(f"embedded: {EMBEDDED} is missing; install i2i_lightning anew")
-        return _embedded()
+        return _safetensors(EMBEDDED, "embedded")
     if given == "ffhq":
         return _mobile(None, "ffhq")
     path = Path(given).expanduser()
@@ -233,14 +233,6 @@ def _of_file(path: Path) -> StyleFile | None:
                 lambda reader=reader: reader.discriminator(held),  # type: ignore[misc]
             )
     return None
-
-
-def _embedded() -> StyleFile:
-    def generator(_: bool) -> StyleNetwork:
-        # Its header is from before files said that they hold the average.
-        return replace(native.read_safetensors(EMBEDDED, "generator"), averaged=True)
-
-    return replace(_safetensors(EMBEDDED, "embedded"), read_generator=generator)
 
 
 def _safetensors(path: Path, where: str) -> StyleFile:
