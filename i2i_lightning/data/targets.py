@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from typing_extensions import NotRequired
 
-from i2i_lightning.data.alignment import crop, face_quad, landmarks_of
-from i2i_lightning.data.cache import Pictures
+from i2i_lightning.data.aligned_faces import AlignedFaces, find_faces
 from i2i_lightning.data.checks import (
     FileProblem,
     check_choice,
@@ -24,18 +22,17 @@ from i2i_lightning.data.checks import (
     require_folder,
 )
 from i2i_lightning.data.dataset import FileImages, PictureSource, fetch
-from i2i_lightning.data.decode import CONVERSIONS, EXTENSIONS, MASK, SideFormat, decode, read_header
+from i2i_lightning.data.decode import CONVERSIONS, EXTENSIONS, MASK, SideFormat, read_header
 from i2i_lightning.data.display import images_to_rgb
 from i2i_lightning.data.module import ImageDataModule, Item
 from i2i_lightning.data.pairs import content_of, list_images, name_below
 from i2i_lightning.data.sampler import AnyKey, EpochSampler, epoch_and_index
 from i2i_lightning.data.toyfaces.dataset import ToyFaces
 from i2i_lightning.data.toyfaces.images import ToyFacesPictures
-from i2i_lightning.data.transforms import Geometry, network_image, scale_to_network
+from i2i_lightning.data.transforms import Geometry, scale_to_network
 from i2i_lightning.types import ImageBatch, UserError
 
 FITS = ("refuse", "crop", "align")
-KEY = "data.fit=align"
 
 
 class TargetBatch(ImageBatch):
@@ -423,52 +420,6 @@ class _Cropped:
         height, width = picture.shape[-2:]
         top, left = (height - self.side) // 2, (width - self.side) // 2
         return (picture[..., top : top + self.side, left : left + self.side],)
-
-
-def find_faces(paths: Sequence[Path], side: SideFormat, where: str) -> list[Tensor]:
-    """Return the corners of the one face in each photo; see :mod:`i2i_lightning.data.alignment`.
-
-    Args:
-        paths: Files of photos.
-        side: What is expected of them.
-        where: The images' place in the config, for messages.
-
-    Raises:
-        UserError: If a file is unusable, or does not show one face: one message for all of them.
-    """
-    quads = []
-    problems = []
-    for path in paths:
-        try:
-            pixels = decode(path, side)
-            quads.append(face_quad(landmarks_of(path, pixels, KEY)))
-        except FileProblem as problem:
-            problem.name = problem.name or str(path)
-            problems.append(problem)
-        except UserError as error:
-            words = str(error).removeprefix(f"{KEY}: ").removeprefix(f"{path}: ")
-            problems.append(FileProblem(f"not one face to align ({KEY})", detail=words, name=str(path)))
-    raise_problems(where, problems)
-    return quads
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlignedFaces(FileImages):
-    """Faces cut out of photos as FFHQ has them, or out of masks of photos.
-
-    Args:
-        quads: Corners of the face in each file; see :func:`find_faces`.
-        size_px: Side of a face.
-    """
-
-    quads: Sequence[Tensor]
-    size_px: int
-
-    def __getitem__(self, index: int) -> Pictures:
-        """Return the face of a photo, uint8 ``(C, size_px, size_px)``."""
-        whole = network_image(self.checked(decode, self.files[index], self.side))
-        face = crop(whole, self.quads[index], self.size_px)[0]
-        return (face.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).numpy(),)
 
 
 def _refuse_twice(where: str, names: Sequence[str], more: str = "") -> None:
