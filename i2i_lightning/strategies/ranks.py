@@ -124,7 +124,9 @@ class _Watch(threading.Thread):
             if signals.received() is None:  # else everyone is ending, by themselves as a rule
                 rank, code = died[0]
                 how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-                sys.stderr.write(f"{_died(rank, how)}\n")
+                with suppress(OSError):  # whoever read it may be gone as well, and the others must still end
+                    sys.stderr.write(f"{_died(rank, how)}\n")
+                    sys.stderr.flush()
                 self._spoken.set()
             if not self._stop_asked.wait(GRACE_S):
                 self._launcher.kill(signal.SIGKILL)
