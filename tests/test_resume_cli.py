@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import json
@@ -66,6 +67,7 @@ def in_a_folder_with_pairs(tmp_path: Path, checkout: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(checkout))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONFAULTHANDLER", "1")  # see _stacks
     for name in (*CLUSTER, "I2I_DEBUG", "TORCHELASTIC_RUN_ID", "GROUP_WORLD_SIZE", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     rng = np.random.default_rng(0)
@@ -376,9 +378,8 @@ def wait_for(folder: str, count: int, process: subprocess.Popen[str]) -> None:
 def ends(process: subprocess.Popen[str], status: int, says: str = "") -> None:
     try:
         _, errors = process.communicate(timeout=200)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"still running after 200 s:\n{_stacks(process)}")
     assert process.returncode == status, errors
     assert says in errors
     if status != -signal.SIGKILL:  # a worker, killed a moment later, may find its parent gone
@@ -494,6 +495,23 @@ def test_spawned_processes_go_on_bit_for_bit() -> None:
             assert time.monotonic() - began < 60, "a rank is still there"
     ends(start([*words, "hydra.run.dir=run", "resume=auto"]), 0)
     assert_equal_runs("run", "whole")
+
+
+def _stacks(process: subprocess.Popen[str]) -> str:
+    """End a run that hangs, and return where each of its processes was."""
+    there = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            if int(path.joinpath("stat").read_text().rpartition(")")[2].split()[3]) == process.pid:
+                there.append(int(path.name))
+                os.kill(there[-1], signal.SIGSTOP)  # none is to end because another has ended
+    for pid in sorted(there):
+        os.kill(pid, signal.SIGABRT)  # faulthandler writes the stacks of all threads
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.2)
+    said, errors = process.communicate(timeout=60)
+    lines = [line for line in errors.splitlines() if not line.startswith("Extension modules")]
+    return "\n".join([said, *lines])
 
 
 def _spawned_by(parent: int) -> list[int]:
