@@ -7,6 +7,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -446,9 +447,15 @@ def test_one_process_goes_on_bit_for_bit(signum: int, status: int, says: str) ->
         (signal.SIGKILL, "second", 1),
     ],
 )
-def test_two_processes_go_on_bit_for_bit(method: list[str], signum: int, whom: str, status: int) -> None:
+def test_two_processes_go_on_bit_for_bit(
+    method: list[str], signum: int, whom: str, status: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     words = [*method, *TWO, *LONG, "trainer.max_epochs=12"]
-    ends(start([*words, "hydra.run.dir=whole"]), 0)
+    whole = tmp_path_factory.getbasetemp() / ("whole_cyclegan" if method else "whole_pix2pix")
+    if not (whole / "finished").exists():  # the same one for every signal
+        shutil.rmtree(whole, ignore_errors=True)
+        ends(start([*words, f"hydra.run.dir={whole}"]), 0)
+        (whole / "finished").touch()
     process = start([*words, "hydra.run.dir=run", "resume=auto", "data.num_workers=1"])
     wait_for("run", 14, process)
     second = next(
@@ -466,7 +473,7 @@ def test_two_processes_go_on_bit_for_bit(method: list[str], signum: int, whom: s
         time.sleep(0.1)
         assert time.monotonic() - began < 60, "the other process is still there"
     ends(start([*words, "hydra.run.dir=run", "resume=auto"]), 0)
-    assert_equal_runs("run", "whole")
+    assert_equal_runs("run", str(whole))
     states = [last()["random_state"], *last()["random_states_of_others"]]
     assert len(states) == 2
     assert not np.array_equal(states[0]["torch"].numpy(), states[1]["torch"].numpy())
