@@ -36,17 +36,18 @@ def face_quad(landmarks: Tensor) -> Tensor:
     is ``max(2.0 |e|, 1.8 |m|)`` long, and the middle is the eyes' plus ``0.1 m``.
 
     Args:
-        landmarks: (68, 2), x and y in pixels.
+        landmarks: (68, 2), x and y in pixels counted from 0: the middle of the first one is (0, 0).
 
     Returns:
-        (4, 2): upper left, lower left, lower right, upper right, x and y in pixels, in float64.
+        (4, 2): upper left, lower left, lower right, upper right, x and y in pixels, in float64; here the
+        corner of the first pixel is (0, 0), and its middle (0.5, 0.5).
 
     Raises:
         UserError: If these are no 68 points of a face.
     """
     if tuple(landmarks.shape) != (POINTS, 2):
         raise UserError(f"landmarks: shape {tuple(landmarks.shape)}; a face has (68, 2), x and y in pixels")
-    points = landmarks.double()
+    points = landmarks.double() + 0.5  # from middles to corners
     left, right = points[EYE_LEFT].mean(0), points[EYE_RIGHT].mean(0)
     middle = (left + right) / 2
     eye_to_eye = right - left

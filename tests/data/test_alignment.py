@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from i2i_lightning.data import alignment
@@ -46,7 +47,7 @@ def test_square_of_an_upright_face() -> None:
     # Eye to eye 40, eyes to mouth 44: half a side is max(80, 79.2), the middle 4.4 below the eyes.
     quad = face_quad(landmarks())
     expected = [[0, -5.6], [0, 154.4], [160, 154.4], [160, -5.6]]
-    torch.testing.assert_close(quad, torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(quad, torch.tensor(expected, dtype=torch.float64) + 0.5)
     long = face_quad(landmarks(mouth=60))
     assert float((long[3] - long[0]).norm()) == pytest.approx(2 * 1.8 * 60)
 
@@ -54,14 +55,15 @@ def test_square_of_an_upright_face() -> None:
 def test_square_turns_and_grows_with_the_face() -> None:
     points = landmarks()
     about = torch.tensor([10.0, 20.0], dtype=torch.float64)
-    torch.testing.assert_close(face_quad(turned(points, 25, about)), turned(face_quad(points), 25, about))
-    torch.testing.assert_close(face_quad(points * 3), face_quad(points) * 3)
+    in_corners = turned(face_quad(points), 25, about + 0.5)
+    torch.testing.assert_close(face_quad(turned(points, 25, about)), in_corners)
+    torch.testing.assert_close(face_quad(points * 3 + 1), face_quad(points) * 3)
 
 
 def test_square_is_that_of_the_published_script() -> None:
     # Its equations, in numpy and in its order, for a face whose mouth is not below its eyes' middle.
     rng = np.random.default_rng(0)
-    lm = landmarks().numpy() + rng.normal(0, 6, (68, 2))
+    lm = landmarks(centre=(120, 100)).numpy() + rng.normal(0, 6, (68, 2))
     eye_left, eye_right = lm[36:42].mean(0), lm[42:48].mean(0)
     eye_avg, e = (eye_left + eye_right) * 0.5, eye_right - eye_left
     m = (lm[48] + lm[54]) * 0.5 - eye_avg
@@ -71,7 +73,15 @@ def test_square_is_that_of_the_published_script() -> None:
     y = np.flipud(x) * [-1, 1]
     c = eye_avg + m * 0.1
     expected = np.stack([c - x - y, c - x + y, c + x + y, c + x - y])
-    np.testing.assert_allclose(face_quad(torch.from_numpy(lm)).numpy(), expected, rtol=1e-12)
+    quad = expected + 0.5  # which the script adds where it cuts
+    np.testing.assert_allclose(face_quad(torch.from_numpy(lm)).numpy(), quad, rtol=1e-12)
+
+    image = smooth(220, 240, 1)
+    cut = Image.fromarray(image[0, 0].numpy()).transform(
+        (176, 176), Image.Transform.QUAD, quad.flatten().tolist(), Image.Resampling.BILINEAR
+    )
+    ours = crop(image, torch.from_numpy(quad), 176)[0, 0].numpy()
+    np.testing.assert_allclose(ours, np.asarray(cut), atol=1e-4)
 
 
 def test_crop_of_whole_pixels_is_a_window() -> None:
