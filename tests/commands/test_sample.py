@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -18,11 +20,13 @@ import torch
 import yaml
 from PIL import Image
 
+from i2i_lightning import checkpoints
 from i2i_lightning.checkpoints import save_style_generator
 from i2i_lightning.checkpoints.latents import load_latent
 from i2i_lightning.checkpoints.style.load import EMBEDDED
 from i2i_lightning.cli import arguments
 from i2i_lightning.commands.sample import APP, prepare
+from i2i_lightning.networks.mobile_stylegan import MobileStyleGAN
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
 from i2i_lightning.sampling import sampler as sampling
@@ -343,6 +347,30 @@ def test_what_nobody_can_draw(given: dict[str, Any], says: str, conf: Path) -> N
         Request.read(options).check(sampler, Gallery(sampler, Path("out"), "tiny"))
     assert str(slip.value).startswith(says)
     assert "\n" not in str(slip.value)
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [shlex.split(line, comments=True)[1:] for line in re.findall(r"^i2i-sample\b.*$", README, re.MULTILINE)],
+    ids=" ".join,
+)
+def test_what_the_readme_draws_can_be_drawn(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    """At the size of ``ffhq``, the largest that it names; nothing is drawn."""
+    narrow = MobileStyleGAN((4,) * 8, z_dim=8, w_dim=8)
+    assert narrow.size_px == 1024
+    monkeypatch.setattr(checkpoints, "load_style_generator", lambda source: narrow)
+    drawn: list[int] = []
+
+    def draw(request: Request, gallery: Gallery) -> list[str]:
+        drawn.append(request.num_images)
+        return []
+
+    monkeypatch.setattr(Request, "draw", draw)
+    assert APP.main(["device=cpu", "output=out", *words]) == 0
+    assert drawn[0] > 20
 
 
 def test_a_generator_that_is_not_there(shell: Shell) -> None:
