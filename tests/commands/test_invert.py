@@ -38,6 +38,7 @@ WORDS = [
     "data.batch_size=2",
 ]
 STEPS = 5
+BEHIND = ["+stage@method.stages.more=default", "method.stages.more.moves=[noise]"]
 Shell = Callable[..., tuple[int, str]]
 
 
@@ -426,6 +427,10 @@ def test_a_run_is_continued_by_the_command_that_began_it(
         (["images=in", "data.fit=corp"], "data.fit=corp"),
         (["images=in", "method.stages.w_plus.stpes=3"], "method.stages.w_plus.stpes"),
         (["images=in", "precision=fp16"], "fp16"),
+        (
+            ["images=in", "method.stages.noise.moves=[generator]", "method.stages.noise.keep=last", *BEHIND],
+            "method.stages.more: comes behind noise",
+        ),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

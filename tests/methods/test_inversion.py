@@ -86,6 +86,15 @@ def test_noise_rates_follow_what_each_map_does() -> None:
         Stage(["noise"], 1, noise_rate="fast")  # type: ignore[arg-type]
 
 
+def test_noise_rates_are_those_of_full_precision() -> None:
+    network = generator()
+    for layer in network.synthesis.layers:
+        layer.noise_strength.data.fill_(1e-3)
+    single = noise_rates(network)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert noise_rates(network) == single
+
+
 def test_automatic_rates_reach_the_optimiser_map_by_map() -> None:
     joint = {"joint": Stage(["w_plus", "noise"], 2, rate=0.5, noise_rate="auto")}
     mine = Search(generator(), joint, loss())
@@ -556,6 +565,7 @@ def test_targets_that_do_not_fit_are_refused_in_a_line(more: dict[str, Any], mes
         ({"moves": ["noise"], "w_noise": 0.1}, "the latent stands still"),
         ({"moves": ["w"], "weights": {"lpips": 1.0}}, "weights.lpips: the terms are"),
         ({"moves": ["w"], "patience": 0}, "patience=0"),
+        ({"moves": ["w_plus"], "rows": []}, r"rows=\[\]: nothing would move"),
         ({"moves": ["w"], "rate": math.nan}, "rate=nan: give a positive number"),
         ({"moves": ["w"], "w_noise": math.inf}, "w_noise=inf"),
         ({"moves": ["w"], "weights": {"mse": math.nan}}, "weights.mse=nan: give a finite number"),
@@ -570,6 +580,10 @@ def test_impossible_stages_are_refused(options: dict[str, Any], message: str) ->
 def test_stages_that_do_not_fit_together_are_refused() -> None:
     with pytest.raises(UserError, match="there is none"):
         Search(generator(), {"a": None}, loss())
+    tune = Stage(["generator"], 1, keep="last")
+    for behind in (tune, Stage(["noise"], 1), Stage(["w_plus"], 1)):
+        with pytest.raises(UserError, match=r"^method\.stages\.b: comes behind a, which tunes the generator"):
+            Search(generator(), {"w": Stage(["w"], 1), "a": tune, "b": behind}, loss())
     with pytest.raises(UserError, match="w is smaller than w_plus"):
         Search(generator(), {"a": Stage(["w_plus"], 1), "b": Stage(["w"], 1)}, loss())
     with pytest.raises(UserError, match="no term of the objective"):
@@ -610,6 +624,30 @@ def test_a_substitute_is_told_and_its_threshold_left_out() -> None:
     assert any("stop_at.perceptual" in note for note in notes)
     assert mine.stages["tune"].stop_at == {}
     assert isinstance(parts["loss"], InversionLoss)
+    # Another threshold would stop an image long before the distance does that it goes with.
+    stages = {"a": Stage(["w"], 3, stop_at={"perceptual": 0.06, "mse": 1e9})}
+    mine = Search(generator(), stages, parts["loss"])
+    assert run(mine, targets(1)).steps.tolist() == [3]
+    assert mine.notes == [
+        "stage a takes all its steps: stop_at.perceptual is meant for a learned distance",
+    ]
+
+
+def test_a_stage_stops_by_what_it_weighs_alone() -> None:
+    def stopping(*terms: str, **weights: float) -> dict[str, Stage]:
+        return {"a": Stage(["w_plus"], 3, weights=weights, stop_at=dict.fromkeys(terms, 100.0))}
+
+    found = embed(generator(), targets(1), stopping("perceptual", "mse", "prior", prior=1.0), loss())
+    assert found.steps.tolist() == [0]
+    for stages in (stopping("mse", "style"), stopping("style"), stopping("mse", "perceptual", perceptual=0)):
+        wrong = "perceptual" if "perceptual" in stages["a"].stop_at else "style"
+        slip = rf"^method\.stages\.a\.stop_at\.{wrong}: a stage stops by what it weighs, and this one weighs "
+        with pytest.raises(UserError, match=slip):
+            Search(generator(), stages, loss())
+    for term in ("style", "mse_outside"):
+        mine = Search(generator(), stopping("mse", term, style=1.0), loss())
+        with pytest.raises(UserError, match=rf"stop_at\.{term}: the images come without one to compare with"):
+            mine.begin(targets(1))
 
 
 def test_a_conditional_generator_embeds_by_label() -> None:

@@ -129,10 +129,16 @@ class Search:
                     f"method.stages.{name}.rows={list(stage.rows or ())}: for a stage that moves w_plus, "
                     f"rows from 0 to {self.generator.num_ws - 1}"
                 )
+            for term in stage.stop_at:
+                if term not in self.weights_of(stage):
+                    raise UserError(
+                        f"method.stages.{name}.stop_at.{term}: a stage stops by what it weighs, and this one "
+                        f"weighs {', '.join(self.weights_of(stage))}"
+                    )
             perceptual = self.loss.perceptual
-            if "perceptual" in stage.stop_at and (perceptual is None or perceptual.substitute):
-                rest = {term: value for term, value in stage.stop_at.items() if term != "perceptual"}
-                stage = replace(stage, stop_at=rest)
+            if "perceptual" in stage.stop_at and perceptual is not None and perceptual.substitute:
+                # The rest as well: alone, it would be reached long before all of them are.
+                stage = replace(stage, stop_at={})
                 self.notes.append(
                     f"stage {name} takes all its steps: stop_at.perceptual is meant for a learned distance"
                 )
@@ -198,6 +204,11 @@ class Search:
         """Take the targets, without beginning anew: before ``load_state_dict``."""
         if len(targets):
             targets.check(self.generator)
+            for name, stage in self.stages.items():
+                for term in targets.lacking.intersection(stage.stop_at):
+                    raise UserError(
+                        f"method.stages.{name}.stop_at.{term}: the images come without one to compare with"
+                    )
         self.targets = targets.to(self.device, self.dtype)
         self.objective = Objective(self.loss, self.targets, self._terms_of_images()) if len(targets) else None
 
@@ -338,9 +349,8 @@ class Search:
             self.stale[present] = torch.where(gains, 0, self.stale[present] + 1)
             self.reached[present] |= self.stale[present] >= stage.patience
         if stage.stop_at:
-            low = [terms[name].detach() <= value for name, value in stage.stop_at.items() if name in terms]
-            if low:
-                self.reached[present] |= torch.stack(low).all(0)
+            low = [terms[name].detach() <= value for name, value in stage.stop_at.items()]
+            self.reached[present] |= torch.stack(low).all(0)
         if self.step_index % max(1, stage.steps // TRACES) == 0 or self.step_index == stage.steps:
             self._record(terms, total)
         if stage.stops:

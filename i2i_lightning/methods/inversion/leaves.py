@@ -168,11 +168,17 @@ def noise_rates(generator: StyleGenerator) -> list[float]:
     w_plus = generator.w_avg.reshape(-1, generator.w_dim)[:1].expand(generator.num_ws, -1)[None]
     rng = torch.Generator().manual_seed(0)
     maps = [torch.zeros(1, 1, *shape).to(w_plus) for shape in generator.noise_shapes]
-    without = generator.synthesis(w_plus, maps)
+
+    def draw(noise: list[Tensor]) -> Tensor:
+        # In full precision whatever surrounds the search: half of it rounds by more than a weak map does.
+        with torch.autocast(w_plus.device.type, enabled=False):
+            return generator.synthesis(w_plus, noise)
+
+    without = draw(maps)
     rates = []
     for place, still in enumerate(maps):
         moved = torch.randn(still.shape, generator=rng).to(still)
-        image = generator.synthesis(w_plus, [*maps[:place], moved, *maps[place + 1 :]])
+        image = draw([*maps[:place], moved, *maps[place + 1 :]])
         effect = float((image - without).float().square().mean().sqrt())
         rates.append(min(NOISE_GAIN / max(effect, 1e-9), FASTEST))
     return rates

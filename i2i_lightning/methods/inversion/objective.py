@@ -185,9 +185,10 @@ class Objective:
             terms["perceptual"] = self.perceptual.distance(features, wanted, self._where(index))
         if "mse" in weights:
             terms["mse"] = masked_mse(image, targets.real[index], mask)
-        if "mse_outside" in weights and targets.outside is not None and mask is not None:
+        if "mse_outside" in weights and "mse_outside" not in targets.lacking:
             outside = targets.rows("outside", index)
             assert outside is not None
+            assert mask is not None
             terms["mse_outside"] = masked_mse(image, outside, 1 - mask)
         if "style" in weights and self.style:
             wanted = {name: value if len(value) == 1 else value[index] for name, value in self.style.items()}

@@ -47,7 +47,8 @@ class Stage:
         keep: ``best``, the latent of the lowest objective, or ``last``.
         patience: Steps without a gain after which an image stops; None never stops one.
         min_gain: Relative fall of the objective that counts as a gain.
-        stop_at: An image stops where all these terms of the objective, unweighted, are this low or lower.
+        stop_at: An image stops where all these terms of the objective, unweighted, are this low or lower;
+            terms that the stage weighs.
 
     Raises:
         UserError: If a value is impossible, or values contradict each other.
@@ -112,6 +113,8 @@ class Stage:
                     raise UserError(f"{key}.{name}: the terms are {', '.join(TERMS)}")
                 if not 0 <= value < math.inf:
                     raise UserError(f"{key}.{name}={value}: give a finite number, 0 or more")
+        if self.rows is not None and not self.rows:
+            raise UserError("rows=[]: nothing would move; give rows of w_plus, or null for all of them")
 
     @property
     def space(self) -> str | None:
@@ -163,13 +166,20 @@ def check_stages(stages: Mapping[str, Stage | None]) -> dict[str, Stage]:
     """Return the stages that are there.
 
     Raises:
-        UserError: If there is none, or one asks for a smaller space than the one before.
+        UserError: If there is none, one asks for a smaller space than the one before, or one follows another
+            that tunes the generator.
     """
     there = {name: stage for name, stage in stages.items() if stage is not None}
     if not there:
         raise UserError("method.stages: there is none; take a preset, such as preset=fast")
-    before = -1
+    before, tuning = -1, ""
     for name, stage in there.items():
+        if tuning:  # each image has its own generator by then, and a stage is searched in one for all
+            raise UserError(
+                f"method.stages.{name}: comes behind {tuning}, which tunes the generator for each image; that "
+                f"must be the last stage: method.stages.{name}=null leaves this one out"
+            )
+        tuning = name if stage.tunes else ""
         if stage.space is not None:
             if LATENTS.index(stage.space) < before:
                 raise UserError(

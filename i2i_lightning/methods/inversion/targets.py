@@ -48,6 +48,12 @@ class Targets:
     def __len__(self) -> int:
         return len(self.real)
 
+    @property
+    def lacking(self) -> set[str]:
+        """Terms of the objective whose images are not given."""
+        lacking = set() if self.style is not None else {"style"}
+        return lacking if self.outside is not None and self.mask is not None else lacking | {"mse_outside"}
+
     def check(self, generator: StyleGenerator) -> None:
         """Raise ``UserError``, naming the image, where something does not fit ``generator``."""
         size, channels = generator.size_px, generator.channels
