@@ -582,6 +582,7 @@ def files() -> None:
     Path("empty").mkdir()
 
 
+LONG = ["tile_px=3000", "video.frames=100"]
 INPAINT = ["operation=inpaint", "operation.image=square.png", "operation.hole=mask.png"]
 
 
@@ -634,6 +635,9 @@ INPAINT = ["operation=inpaint", "operation.image=square.png", "operation.hole=ma
         (["output=run"], "output=run: is there already and not empty"),
         (["tile_px=2"], "tile_px=2: give at least 8"),
         (["device=gpu7"], "device=gpu7: choose one of auto"),
+        ([*LONG, "operation.pictures=2"], "video.format=webp: 200 images of 3000 px are 5.0 GiB in memory"),
+        ([*LONG, "operation=direction", "operation.samples=100"], "video.format=webp: 200 images of 3000 px"),
+        ([*LONG, "operation=expression_transfer", "operation.threshold=0"], "video.format=webp: 200 images"),
     ],
 )  # fmt: skip
 def test_a_slip_is_told_in_one_line(shell: Shell, words: list[str], says: str) -> None:

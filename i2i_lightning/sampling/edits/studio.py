@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from i2i_lightning.checkpoints.io import write_beside
@@ -183,28 +182,48 @@ class Studio:
             self.written += [f"images/, {files} PNG files", f"latents/, {files} safetensors files"]
             self.tell_pasted(files)
 
-    def write_video(self, name: str, latents: Iterator[Latent], count: int) -> None:
-        """Write an animation of ``count`` latents, ``<name>.webp`` or of another format, if any is wanted."""
-        if self.animation is None or count < 2:
-            return
+    def write_moving(
+        self,
+        name: str,
+        rows: Sequence[Sequence[Cell | None]],
+        at: Callable[[float], Latent],
+        low: float,
+        high: float,
+        stretches: int = 1,
+    ) -> None:
+        """Write a sheet and, if one is wanted, an animation, ``<name>.webp`` or of another format.
+
+        Args:
+            name: Their name.
+            rows: The sheet's cells, as :meth:`write_sheet` takes them.
+            at: Returns the latent at a place.
+            low: The first place of the animation.
+            high: Its last one; that of ``low`` is no animation.
+            stretches: How many times ``frames`` pictures lie between the two.
+
+        Raises:
+            UserError: If either is too large; nothing has been drawn then.
+        """
+        animation = None if low == high else self.animation
+        places = [low + t * (high - low) for t in self._way(stretches)]
         side = self.tile_px or max(self.generator.size_px, tile_side(self.generator.size_px, None))
-        self.animation.check_size(side, count)
+        if animation is not None:
+            animation.check_size(side, len(places))
+        self.write_sheet(name, rows)
+        if animation is None:
+            return
+        path = self.folder / f"{name}.{animation.format}"
+        pictures = (tile(to_picture(self.draw(at(place))[0]), side) for place in places)
+        animation.write(path, pictures, len(places), self.about)
+        self.written.append(f"{path.name}, {len(places)} images, {len(places) / animation.fps:.1f} s")
 
-        def pictures() -> Iterator[Image.Image]:
-            for latent in latents:
-                yield tile(to_picture(self.draw(latent)[0]), side)
-
-        path = self.folder / f"{name}.{self.animation.format}"
-        self.animation.write(path, pictures(), count, self.about)
-        self.written.append(f"{path.name}, {count} images, {count / self.animation.fps:.1f} s")
-
-    def way(self, steps: int) -> list[float]:
-        """Return where an animation's pictures lie between 0 and 1, over ``steps`` stretches.
+    def _way(self, stretches: int) -> list[float]:
+        """Return where an animation's pictures lie between 0 and 1.
 
         One that loops goes there and back.
         """
-        count = max(2, steps * self.frames + 1)
-        there = [index / (count - 1) for index in range(count)]
+        count = stretches * self.frames + 1
+        there = [index / (count - 1) for index in range(count)] if count > 1 else []
         loops = self.animation is not None and self.animation.loop
         return there + there[-2:0:-1] if loops else there
 

@@ -13,8 +13,8 @@ from i2i_lightning.checkpoints.directions import save_direction
 from i2i_lightning.checkpoints.latents import Latent, save_latent
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
+from i2i_lightning.sampling.edits.directions import AlongDirection
 from i2i_lightning.sampling.edits.inputs import Reader
-from i2i_lightning.sampling.edits.latents import AlongDirection
 from i2i_lightning.sampling.edits.studio import Studio
 from i2i_lightning.types import UserError
 
