@@ -85,10 +85,9 @@ def style_loss(
     features: Mapping[str, Tensor],
     target_features: Mapping[str, Tensor],
     masks: Tensor | None = None,
-    target_masks: Tensor | None = None,
     layers: Sequence[str] = ("conv3_3",),
 ) -> Tensor:
-    """Return ``sum_j ||Gram(M_j * F_j) - Gram(M'_j * F'_j)||_F^2`` of each image.
+    """Return ``sum_j ||Gram(M_j * F_j) - Gram(M_j * F'_j)||_F^2`` of each image.
 
     Abdal et al. 2020, the style term of equation 2, with one layer there. The Gram matrix is divided by the
     number of its features' scalars, as in Johnson et al. 2016, so that the size of the image hardly matters.
@@ -96,18 +95,16 @@ def style_loss(
     Args:
         features: Activations by layer, ``(N, C_j, H_j, W_j)``.
         target_features: The same of the images that lend their style, N of them or one.
-        masks: Where the style is compared, ``(N or 1, 1, H, W)``; None for everywhere.
-        target_masks: Where it is taken from; None for the same places.
+        masks: Where the style is compared, and taken from, ``(N or 1, 1, H, W)``; None for everywhere.
         layers: Layers to compare.
 
     Returns:
         ``(N,)``, in float32 at least.
     """
-    target_masks = masks if target_masks is None else target_masks
     total: Tensor | None = None
     for name in layers:
         gram = gram_matrix(features[name], masks)
-        target = gram_matrix(target_features[name], target_masks)
+        target = gram_matrix(target_features[name], masks)
         term = (gram - target).square().flatten(1).sum(1)
         total = term if total is None else total + term
     if total is None:

@@ -14,13 +14,13 @@ SMALLEST_PX = 8
 """Maps are halved until they are this small."""
 
 
-def noise_regularizer(noise: Sequence[Tensor], keep_variance: bool = False) -> Tensor:
+def noise_regularizer(noise: Sequence[Tensor]) -> Tensor:
     """Return how strongly neighbouring values of each image's noise maps are correlated, at every scale.
 
     Karras et al. 2020, appendix D: over all maps i, and each map's pyramid of halvings j down to 8 px,
     ``L_ij = E[n(x, y) n(x - 1, y)]^2 + E[n(x, y) n(x, y - 1)]^2``, borders wrapped, and the sum of all. The
     authors' text multiplies by 2 at each halving to keep the variance, their code does not; the weight of 1e5
-    in both belongs to the code. This follows the code unless told otherwise.
+    in both belongs to the code. This follows the code.
 
     Every image has its own sums. (Correlations averaged over a batch before they are squared almost vanish:
     for eight images they are a hundredth of one image's.) Maps and halved maps of one size are taken
@@ -28,7 +28,6 @@ def noise_regularizer(noise: Sequence[Tensor], keep_variance: bool = False) -> T
 
     Args:
         noise: Maps ``(N, 1, h, w)``, one for each noise input; the same N for all.
-        keep_variance: Multiply by 2 at each halving, as the text says.
 
     Returns:
         ``(N,)``, in float32 at least. Zero maps give zero.
@@ -50,9 +49,7 @@ def noise_regularizer(noise: Sequence[Tensor], keep_variance: bool = False) -> T
         down = (level * level.roll(1, 2)).mean((2, 3))
         total = total + (across.square() + down.square()).sum(1)
         if min(height, width) > SMALLEST_PX:
-            halved = F.avg_pool2d(level, 2)
-            halved = halved * 2 if keep_variance else halved
-            waiting.setdefault((height // 2, width // 2), []).append(halved)
+            waiting.setdefault((height // 2, width // 2), []).append(F.avg_pool2d(level, 2))
     return total
 
 
