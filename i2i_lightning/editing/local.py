@@ -8,6 +8,7 @@ rest, adds what a latent cannot hold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -297,7 +298,8 @@ def attribute_transfer(
         donor_noise: Those of the face that gives.
         blur_px: Deviation of the Gaussian that softens the box, in pixels of the image; None is a
             thirty-second of the side.
-        to: Left and top of where the box goes; None for the same place.
+        to: Left and top of where the box goes, in pixels of the image; None for the same place. The layer's
+            tensor moves by exactly as much, by parts of its cells too.
 
     Raises:
         UserError: If there is no such layer, or the box is empty or leaves the image.
@@ -315,7 +317,7 @@ def attribute_transfer(
     with torch.no_grad():
         given = generator.activations(donor, [layer], "const" if donor_noise is None else donor_noise)[layer]
         scale = given.shape[-1] / size
-        moved = _shifted(given, round((to_top - top) * scale), round((to_left - left) * scale))
+        moved = _shifted(_shifted(given, -2, (to_top - top) * scale), -1, (to_left - left) * scale)
 
         def paste(activation: Tensor) -> Tensor:
             here = F.interpolate(soft, activation.shape[-2:], mode="area").to(activation.dtype)
@@ -385,12 +387,18 @@ def soften(mask: Tensor, effort: Effort) -> Tensor:
     return F.conv2d(wide, taps.view(1, 1, -1, 1)).clamp(0, 1)
 
 
-def _shifted(values: Tensor, down: int, right: int) -> Tensor:
-    """Return ``values (..., H, W)`` moved down and to the right, what comes in a copy of the border."""
-    height, width = values.shape[-2:]
-    rows = (torch.arange(height, device=values.device) - down).clamp(0, height - 1)
-    columns = (torch.arange(width, device=values.device) - right).clamp(0, width - 1)
-    return values[..., rows, :][..., columns]
+def _shifted(values: Tensor, dim: int, by: float) -> Tensor:
+    """Return ``values`` moved by so many cells along ``dim``, what comes in a copy of the border.
+
+    By a part of a cell, neighbours are blended as that part says.
+    """
+    whole = math.floor(by)
+    last = values.shape[dim] - 1
+    places = torch.arange(last + 1, device=values.device) - whole
+    moved = values.index_select(dim, places.clamp(0, last))
+    if by == whole:
+        return moved
+    return torch.lerp(moved, values.index_select(dim, (places - 1).clamp(0, last)), by - whole)
 
 
 def embed_latent(

@@ -582,6 +582,7 @@ def files() -> None:
     Path("empty").mkdir()
 
 
+BOX = ["operation=attribute_transfer", "operation.box=1,2,3,4"]
 LONG = ["tile_px=3000", "video.frames=100"]
 INPAINT = ["operation=inpaint", "operation.image=square.png", "operation.hole=mask.png"]
 
@@ -622,6 +623,8 @@ INPAINT = ["operation=inpaint", "operation.image=square.png", "operation.hole=ma
         (["operation=attribute_transfer"], "operation.box: missing; give left,top,right,bottom in pixels"),
         (["operation=attribute_transfer", "operation.box=1,2,3"], "operation.box=1,2,3: give left,top"),
         (["operation=attribute_transfer", "operation.box=4,4,2,8"], "box=[4, 4, 2, 8]: left, top"),
+        ([*BOX, "operation.to=4.7,5"], "operation.to=4.7,5: give left,top in whole pixels"),
+        ([*BOX, "operation.to=4"], "operation.to=4: give left,top in whole pixels"),
         (
             ["operation=attribute_transfer", "operation.box=0,0,4,4", "operation.layer=b64"],
             "layer b64: this generator has b4.conv1",

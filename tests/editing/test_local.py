@@ -12,6 +12,7 @@ from torch import Tensor
 from i2i_lightning.editing.local import (
     Edited,
     Effort,
+    _shifted,
     attribute_transfer,
     check_image,
     check_mask,
@@ -255,6 +256,30 @@ def test_a_part_can_go_elsewhere(generator: StyleGAN2Generator, latents: Tensor)
     soft = corner.steps["mask"]
     padded = torch.nn.functional.pad(giving, (12, 0, 12, 0), mode="replicate")[..., :SIZE, :SIZE]
     torch.testing.assert_close(corner.image, soft * padded + (1 - soft) * generator.synthesis(face))
+
+
+@pytest.mark.parametrize("to", [(1, 6), (3, 2), (9, 11)])
+def test_a_part_moves_by_parts_of_cells(
+    generator: StyleGAN2Generator, latents: Tensor, to: tuple[int, int]
+) -> None:
+    """In a layer at 4 px of 16, a pixel is a quarter of a cell."""
+    face, donor, layer = latents[:1], latents[1:2], "b4.conv1"
+    made = attribute_transfer(generator, face, donor, (1, 2, 5, 6), layer, blur_px=0, to=to)
+    given = generator.activations(donor, [layer])[layer]
+    places = [torch.arange(4) - shift / 4 for shift in (to[1] - 2, to[0] - 1)]  # of rows and of columns
+    down, right = torch.meshgrid(*((2 * place.clamp(0, 3) + 1) / 4 - 1 for place in places), indexing="ij")
+    at = torch.stack([right, down], -1)[None].to(given)
+    moved = torch.nn.functional.grid_sample(given, at, padding_mode="border", align_corners=False)
+    soft = torch.nn.functional.avg_pool2d(made.steps["mask"], 4)
+    wanted = generator.synthesis(face, "const", {layer: lambda there: soft * moved + (1 - soft) * there})
+    torch.testing.assert_close(made.image, wanted, atol=1e-5, rtol=0)
+
+
+def test_whole_cells_are_copied_and_not_computed() -> None:
+    cells = torch.randn(1, 2, 5, 6)
+    for by in (-2, 0, 3):
+        wanted = cells[..., (torch.arange(6) - by).clamp(0, 5)]
+        assert torch.equal(_shifted(cells, -1, float(by)), wanted)
 
 
 def test_soft_masks_keep_their_range_and_their_mass() -> None:

@@ -28,6 +28,8 @@ DIFFERENT = 8 / 255 * 2
 def latent_files(given: Any) -> list[Path]:
     """Return the files that ``latents=`` names: files, or folders of them, such as a run of i2i-invert.
 
+    Those of a folder come in the order of their paths below it, subfolders among them.
+
     Raises:
         UserError: If there are none.
     """
@@ -42,7 +44,7 @@ def latent_files(given: Any) -> list[Path]:
             files.append(path)
             continue
         folders = (path / "latents", path)
-        found = next((found for each in folders if (found := sorted(each.glob(f"*{SUFFIX}")))), [])
+        found = next((found for each in folders if (found := sorted(each.rglob(f"*{SUFFIX}")))), [])
         if not found:
             raise UserError(f"latents={place}: no latent files (*{SUFFIX}) in this folder or its latents/")
         files += found
@@ -247,8 +249,23 @@ def box_of(value: Any, key: str) -> tuple[int, int, int, int]:
     """
     if value is None:
         raise UserError(f"{key}: missing; give left,top,right,bottom in pixels: {key}=8,16,24,28")
-    numbers = numbers_of(value, key)
-    if len(numbers) != 4 or any(number != int(number) for number in numbers):
-        raise UserError(f"{key}={as_written(value)}: give left,top,right,bottom in whole pixels")
-    left, top, right, bottom = map(int, numbers)
+    left, top, right, bottom = _whole_pixels(value, key, "left,top,right,bottom")
     return left, top, right, bottom
+
+
+def corner_of(value: Any, key: str) -> tuple[int, int]:
+    """Return ``left, top``.
+
+    Raises:
+        UserError: If these are not two whole numbers.
+    """
+    left, top = _whole_pixels(value, key, "left,top")
+    return left, top
+
+
+def _whole_pixels(value: Any, key: str, names: str) -> list[int]:
+    """Return as many whole numbers as there are ``names``."""
+    numbers = numbers_of(value, key)
+    if len(numbers) != len(names.split(",")) or any(number != int(number) for number in numbers):
+        raise UserError(f"{key}={as_written(value)}: give {names} in whole pixels")
+    return [int(number) for number in numbers]

@@ -20,7 +20,7 @@ from i2i_lightning.editing.local import (
     local_style_transfer,
     soften,
 )
-from i2i_lightning.sampling.edits.inputs import Picture, box_of, numbers_of
+from i2i_lightning.sampling.edits.inputs import Picture, box_of, corner_of
 from i2i_lightning.sampling.edits.studio import Studio
 from i2i_lightning.types import UserError
 
@@ -210,12 +210,7 @@ class AttributeTransfer:
         if face.tuned is not None or donor.tuned is not None:
             raise UserError("latents: a part goes between faces of one generator; take them without tuning")
         box = box_of(self.box, "operation.box")
-        to = None
-        if self.to is not None:
-            numbers = numbers_of(self.to, "operation.to")
-            if len(numbers) != 2:
-                raise UserError("operation.to: give left,top in pixels")
-            to = (int(numbers[0]), int(numbers[1]))
+        to = None if self.to is None else corner_of(self.to, "operation.to")
         place = studio.generator.w_avg
         layer = self.layer or studio.middle_layer()
         made = attribute_transfer(

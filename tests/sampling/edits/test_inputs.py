@@ -1,4 +1,4 @@
-"""Masks as people save them: grey, or painted on a transparent layer."""
+"""Masks as people save them, grey or painted on a transparent layer; and latents in folders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
-from i2i_lightning.sampling.edits.inputs import Picture, Reader
+from i2i_lightning.sampling.edits.inputs import Picture, Reader, latent_files
 from i2i_lightning.types import UserError
 
 SIZE = 16
@@ -62,3 +62,14 @@ def test_a_turned_alpha_lies_as_the_picture_does(tmp_path: Path) -> None:
     painted(255).save(tmp_path / "mask.webp", lossless=True, exact=True, exif=exif)
     turned = torch.from_numpy(np.rot90(INSIDE, -1) / 255).float()
     assert torch.equal(mask_of(tmp_path / "mask.webp")[0, 0], turned)
+
+
+@pytest.mark.parametrize("folder", ["latents", "."])
+def test_latents_in_subfolders_are_taken_in_the_order_of_their_paths(tmp_path: Path, folder: str) -> None:
+    names = ["a", "sub/a", "sub/b", "sub/deeper/c", "z"]
+    for name in reversed(names):
+        path = tmp_path / "run" / folder / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = [path.relative_to(tmp_path / "run" / folder) for path in latent_files(str(tmp_path / "run"))]
+    assert [path.with_suffix("").as_posix() for path in found] == names
