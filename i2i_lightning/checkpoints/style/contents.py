@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,10 @@ from i2i_lightning.checkpoints.style.values import Array, Refused, shown
 Numbers = NDArray[Any]
 NOISE_SEED = 0
 """Of the noise maps that are drawn where a file has none: the same at every reading."""
+MAX_DRAWN_PX = 1024
+"""Side of such maps: that of the largest generators that were published without theirs."""
+MAX_GROWTH = 4
+"""How many times as large as in the file its weights may become in float32, of which fp16 makes twice."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,16 @@ class Weights:
 
     Args:
         arrays: The arrays by their names in the file.
+
+    Raises:
+        Refused: If many of them are the same numbers, of each of which a copy would be made.
     """
 
     def __init__(self, arrays: Mapping[str, Any]) -> None:
+        known = [value for value in arrays.values() if isinstance(value, Array)]
+        wanted, held = 4 * sum(array.size for array in known), bytes_under(known)
+        if wanted > MAX_GROWTH * held:
+            raise Refused(f"its weights would take {wanted} bytes and are made of {held}: they share numbers")
         self.arrays = arrays
         self.used: set[str] = set()
 
@@ -88,6 +99,29 @@ class Weights:
         left = [name for name in self.arrays if name not in self.used and not name.endswith(ignored)]
         if left:
             raise Refused(f"it has {shown(left[0])}, which is no part of the networks known here")
+
+
+def bytes_under(arrays: Iterable[Array]) -> int:
+    """Return how many bytes of the file are under any of ``arrays``."""
+    total = reached = 0
+    for start, end in sorted(array.extent() for array in arrays):
+        total += max(0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def drawn_maps(sizes: Sequence[int]) -> list[Numbers]:
+    """Return a noise map ``(size, size)`` for each of ``sizes``, for a file that has none.
+
+    Raises:
+        Refused: If they would be larger than those of any published generator.
+    """
+    if max(sizes) > MAX_DRAWN_PX:
+        raise Refused(
+            f"it lacks its noise maps; they are drawn for up to {MAX_DRAWN_PX} px, not {max(sizes)}"
+        )
+    draws = np.random.RandomState(NOISE_SEED)
+    return [draws.standard_normal((size, size)).astype(np.float32) for size in sizes]
 
 
 def text_keys(value: object, what: str) -> dict[str, Any]:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from i2i_lightning.checkpoints.style import shapes
-from i2i_lightning.checkpoints.style.contents import NOISE_SEED, Numbers, StyleNetwork, Weights, text_keys
+from i2i_lightning.checkpoints.style.contents import Numbers, StyleNetwork, Weights, drawn_maps, text_keys
 from i2i_lightning.checkpoints.style.values import Refused
 from i2i_lightning.networks.stylegan1 import FLIPPED_FROM_PX
 
@@ -32,7 +30,6 @@ def generator(held: Any, averaged: bool = True) -> StyleNetwork:
         Refused: If it is not one that this project has.
     """
     weights = Weights(text_keys(held, "the file"))
-    noise = np.random.RandomState(NOISE_SEED)
     state: dict[str, Numbers] = {}
     for number in range(weights.count("g_mapping.dense", ".weight")):
         for part, rank in (("weight", 2), ("bias", 1)):
@@ -42,7 +39,9 @@ def generator(held: Any, averaged: bool = True) -> StyleNetwork:
         raise Refused(f"{MARK} has shape {const.shape}")
     state["synthesis.b4.const"] = const[0]
     names = dict.fromkeys(weights.arrays) | {"g_synthesis.blocks.4x4.conv1.weight": None}
-    for size in shapes.sizes_of(names, r"g_synthesis\.blocks\.(\d{1,5})x\1\.conv1\.weight"):
+    sizes = shapes.sizes_of(names, r"g_synthesis\.blocks\.(\d{1,5})x\1\.conv1\.weight")
+    maps = iter(drawn_maps([size for size in sizes for _ in range(2)]))
+    for size in sizes:
         theirs = f"g_synthesis.blocks.{size}x{size}"
         # The constant has a bias where the others have a convolution.
         layers = ("", "conv.") if size == 4 else ("conv0_up.", "conv1.")
@@ -55,7 +54,7 @@ def generator(held: Any, averaged: bool = True) -> StyleNetwork:
                 state[f"{ours}.weight"] = kernel[:, :, ::-1, ::-1] if mirrored else kernel
             state[f"{ours}.bias"] = weights.take(f"{theirs}.{layer}bias", 1)
             state[f"{ours}.noise_weight"] = weights.take(f"{epilogue}.top_epi.noise.weight", 1)
-            state[f"{ours}.noise_const"] = noise.standard_normal((size, size))
+            state[f"{ours}.noise_const"] = next(maps)
             state[f"{ours}.style.weight"] = weights.take(f"{epilogue}.style_mod.lin.weight", 2)
             state[f"{ours}.style.bias"] = weights.take(f"{epilogue}.style_mod.lin.bias", 1)
     state["synthesis.torgb.weight"] = weights.take("g_synthesis.torgb.weight", 4)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from i2i_lightning.checkpoints.style.mean import mean_latent
 from i2i_lightning.checkpoints.style.openvino import Graph, Node, read_graph
+from i2i_lightning.checkpoints.style.values import Refused
 from i2i_lightning.networks.mobile_stylegan import SLOPE, SMALLEST_PX, MobileStyleGAN
 from i2i_lightning.types import UserError
 from i2i_lightning.weights.store import verified
@@ -76,7 +77,10 @@ def load_mobile(path: str | Path | None = None) -> MobileStyleGAN:
             raise UserError(f"{place}: {key} has shape {got}, the layers around it want {wanted[key]}")
     generator = generator.to_empty(device="cpu").eval()
     generator.load_state_dict({key: torch.from_numpy(state[key].copy()) for key in wanted})
-    generator.mapping.w_avg.copy_(mean_latent(generator.mapping, z_dim))
+    try:
+        generator.mapping.w_avg.copy_(mean_latent(generator.mapping, z_dim))
+    except Refused as error:
+        raise UserError(f"{place}: {error}") from None
     return generator
 
 

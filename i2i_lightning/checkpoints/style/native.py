@@ -16,8 +16,8 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from i2i_lightning.checkpoints.io import write_beside
-from i2i_lightning.checkpoints.style.contents import Numbers, StyleNetwork
-from i2i_lightning.checkpoints.style.values import Array, Refused, shown
+from i2i_lightning.checkpoints.style.contents import Numbers, StyleNetwork, Weights
+from i2i_lightning.checkpoints.style.values import Refused, shown
 from i2i_lightning.networks.style import ARCHITECTURES, StyleGenerator
 from i2i_lightning.networks.stylegan2.discriminator import StyleGAN2Discriminator
 
@@ -177,11 +177,14 @@ def _part(held: Mapping[str, Any], prefix: str) -> dict[str, Numbers]:
     state = held.get("state_dict")
     if not isinstance(state, Mapping):
         raise Refused("it is a checkpoint without weights")
-    return {
-        name.removeprefix(prefix): value.values
-        for name, value in state.items()
-        if isinstance(name, str) and name.startswith(prefix) and isinstance(value, Array)
-    }
+    weights = Weights(
+        {
+            name.removeprefix(prefix): value
+            for name, value in state.items()
+            if isinstance(name, str) and name.startswith(prefix)
+        }
+    )
+    return {name: weights.take(name) for name in weights.arrays}
 
 
 def _progress(held: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,10 +78,10 @@ class _Modules:
         self.classes: dict[str, str] = {}
         arrays: dict[str, Any] = {}
         self._collect(root, "", arrays)
-        for name in [name for name in arrays if name.rpartition(".")[2] == "resample_filter"]:
-            check_filter(Weights(arrays).take(name, 2))
-            del arrays[name]
         self.weights = Weights(arrays)
+        for name in [name for name in arrays if name.rpartition(".")[2] == "resample_filter"]:
+            check_filter(self.weights.take(name, 2))
+            del arrays[name]
 
     def _collect(self, module: object, path: str, arrays: dict[str, Any]) -> None:
         if not isinstance(module, Instance) or module.kind != "persistent":

@@ -16,11 +16,11 @@ from torch import Tensor
 from i2i_lightning.checkpoints.style import shapes
 from i2i_lightning.checkpoints.style.contents import (
     FILTER,
-    NOISE_SEED,
     Numbers,
     StyleNetwork,
     Weights,
     check_filter,
+    drawn_maps,
     text_keys,
 )
 from i2i_lightning.checkpoints.style.values import Array, Refused
@@ -190,10 +190,8 @@ def read_generator(state: Any, mean: Any, averaged: bool = False) -> StyleNetwor
     else:
         ours["mapping.w_avg"] = _mean(mean)
     if drawn:
-        noise = np.random.RandomState(NOISE_SEED)
-        for name in drawn:
-            size = int(name.split(".")[1].removeprefix("b"))
-            ours[name] = noise.standard_normal((size, size))
+        sizes = [int(name.split(".")[1].removeprefix("b")) for name in drawn]
+        ours |= zip(drawn, drawn_maps(sizes), strict=True)
         notes.append("noise maps drawn, the file has none")
     return StyleNetwork(config, ours, averaged, tuple(notes))
 

@@ -54,8 +54,13 @@ class Array:
         if not (len(shape) == len(strides) <= MAX_RANK) or offset < 0 or min((*shape, *strides, 0)) < 0:
             raise Refused("a tensor has an impossible shape")
         count = math.prod(shape)
-        last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
-        if count > storage.count or (count and last >= storage.count):
+        last = 0
+        for stride, side in sorted(zip(strides, shape, strict=True)) if count > 1 else ():
+            # No layout of torch has a step that ends among the elements of the shorter ones.
+            if side > 1 and stride <= last:
+                raise Refused("a tensor has an element twice")
+            last += (side - 1) * stride
+        if count and offset + last >= storage.count:
             raise Refused("a tensor is larger than its storage")
         array = cls()
         array._storage, array._offset, array._shape, array._strides = storage, offset, shape, strides
@@ -78,6 +83,30 @@ class Array:
         Raises:
             Refused: If the file never said which.
         """
+        viewed = self._viewed()
+        if self._storage is None or self._storage.kind != "bfloat16":
+            return viewed
+        # Numpy does not know it: the upper half of float32.
+        return (viewed.astype("<u4") << 16).view("<f4")
+
+    @property
+    def size(self) -> int:
+        """How many numbers these are; 0 as long as the file has not said which."""
+        if self._storage is not None:
+            return math.prod(self._shape)
+        return 0 if self._values is None else self._values.size
+
+    def extent(self) -> tuple[int, int]:
+        """Return where in memory the bytes begin and end that the numbers are read from."""
+        if not self.size:
+            return 0, 0
+        viewed = self._viewed()
+        start: int = viewed.__array_interface__["data"][0]
+        steps = ((side - 1) * apart for side, apart in zip(viewed.shape, viewed.strides, strict=True))
+        return start, start + sum(steps) + viewed.itemsize
+
+    def _viewed(self) -> NDArray[Any]:
+        """Return the numbers as the file has them."""
         if self._storage is not None:
             flat = self._storage.values()
             bytes_apart = tuple(stride * flat.itemsize for stride in self._strides)
@@ -109,15 +138,11 @@ class Storage:
         return self.count * (2 if self.kind == "bfloat16" else np.dtype(self.kind).itemsize)
 
     def values(self) -> NDArray[Any]:
-        """Return all elements as a vector; bfloat16, which numpy does not know, as float32."""
+        """Return all elements as a vector, a view of the file; those of bfloat16 as whole numbers."""
         if self.data is None:
             raise Refused("it lacks the numbers of a tensor")
-        if self.count == 0:
-            return np.empty(0, np.float32 if self.kind == "bfloat16" else self.kind)
-        if self.kind != "bfloat16":
-            return np.frombuffer(self.data, self.kind, self.count)
-        halves = np.frombuffer(self.data, "<u2", self.count)
-        return (halves.astype("<u4") << 16).view("<f4")
+        kind = "<u2" if self.kind == "bfloat16" else self.kind
+        return np.frombuffer(self.data, kind, self.count) if self.count else np.empty(0, kind)
 
 
 @dataclass(eq=False)

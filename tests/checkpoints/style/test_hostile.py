@@ -24,12 +24,15 @@ import pytest
 import torch
 
 from i2i_lightning.checkpoints import load_style_discriminator, load_style_generator
+from i2i_lightning.checkpoints.style.contents import Weights
 from i2i_lightning.checkpoints.style.machine import MAX_OPERATIONS
 from i2i_lightning.checkpoints.style.stand_ins import NAMES
+from i2i_lightning.checkpoints.style.values import Array, Refused, Storage
 from i2i_lightning.types import UserError
 from tests.checkpoints.style import peers
 
 MIB = 1 << 20
+STYLEGAN2 = "i2i_lightning.networks.stylegan2.generator.StyleGAN2Generator"
 SPARE_BYTES = 24 * MIB
 """What a file may take beside a small multiple of its own size."""
 COUNTED_BYTES = 1 << 17
@@ -304,6 +307,53 @@ def greedy() -> Iterator[tuple[str, bytes, str]]:
     listed = bytearray(archive(b"}"))
     listed[-10:-6] = struct.pack("<I", 2**31)
     yield "a long table of contents", bytes(listed), "too large a table of contents"
+    yield from loadable()
+
+
+def loadable() -> Iterator[tuple[str, bytes, str]]:
+    """Files whose every part is in order, of networks that take far more memory than they have numbers."""
+
+    def rosinality(size_px: int, width: int, maps: bool) -> dict[str, Any]:
+        widths = {4 << level: width for level in range(size_px.bit_length() - 2)}
+        return peers.RosinalityGenerator(size_px, 2, 1, widths, maps).state_dict()
+
+    def saved(state: dict[str, Any], **others: Any) -> bytes:
+        content = io.BytesIO()
+        torch.save({"g_ema": state} | others, content)
+        return content.getvalue()
+
+    mean = torch.zeros(2)
+    for size_px in (2048, 8192):
+        told = f"they are drawn for up to 1024 px, not {size_px}"
+        yield f"maps of {size_px} px to draw", saved(rosinality(size_px, 1, False), latent_avg=mean), told
+    grown = dict(peers.lernapparat_state(peers.stylegan1()))
+    for size_px in (32, 64, 128, 256, 512, 1024, 2048):
+        grown |= {
+            name.replace("16x16", f"{size_px}x{size_px}"): value
+            for name, value in list(grown.items())
+            if ".16x16." in name
+        }
+    content = io.BytesIO()
+    torch.save(grown, content)
+    yield "maps of a StyleGAN1 to draw", content.getvalue(), "they are drawn for up to 1024 px, not 2048"
+    for dtype in (torch.float32, torch.bfloat16):
+        plain = rosinality(64, 64, True)
+        numbers = torch.zeros(max(value.numel() for value in plain.values()), dtype=dtype)
+        shared = {
+            name: value if name.endswith(".kernel") else numbers[: value.numel()].view(value.shape)
+            for name, value in plain.items()
+        }
+        yield f"one storage for all weights, {dtype}", saved(shared, latent_avg=mean), "they share numbers"
+        held = {
+            "method_config": {"generator": {"_target_": STYLEGAN2, "size_px": 64}},
+            "state_dict": {f"generator.{name}": value for name, value in shared.items()},
+        }
+        content = io.BytesIO()
+        torch.save(held, content)
+        yield f"and in a checkpoint, {dtype}", content.getvalue(), "they share numbers"
+    wide = rosinality(8, 1, True)
+    wide["style.1.weight"] = torch.zeros(2, 8192)
+    yield "a long z without a mean", saved(wide), "latents of up to 1024 numbers, not 8192"
 
 
 # -------------------- what is broken
@@ -699,3 +749,53 @@ def test_memory_of_a_process(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) < 160
+
+
+# -------------------- numbers that several names share
+
+
+def of_storage(
+    count: int, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0, kind: str = "<f4"
+) -> Array:
+    held = Storage(kind, count)
+    held.data = memoryview(bytes(held.nbytes))
+    return Array.of(held, offset, shape, strides)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [((2, 2), (1, 1)), ((3,), (0,)), ((2, 3), (3, 0)), ((3, 2), (2, 2)), ((2, 3), (2, 1))],
+)
+def test_no_element_comes_twice(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    with pytest.raises(Refused, match="has an element twice"):
+        of_storage(100, shape, strides)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [
+        *(((2, 3), (3, 1)), ((3, 2), (1, 3)), ((1, 5), (0, 1)), ((5, 1), (1, 1)), ((2, 3), (10, 3))),
+        *(((), ()), ((0, 4), (0, 0)), ((1, 1), (0, 0)), ((2, 1, 3), (3, 3, 1))),
+    ],
+)
+def test_what_torch_lays_out_is_read(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    assert of_storage(20, shape, strides).values.shape == shape
+
+
+def test_bfloat16_is_read_where_it_is_looked_at() -> None:
+    """Of many small views of a long storage, none takes all of it."""
+    numbers = torch.arange(4096, dtype=torch.float32).bfloat16()
+    storage = Storage("bfloat16", 4096, memoryview(numbers.view(torch.uint8).numpy().tobytes()))
+    view = Array.of(storage, 100, (3, 2), (1, 3))
+    assert np.array_equal(view.values, numbers[100:106].view(2, 3).t().float().numpy())
+    assert view.extent()[1] - view.extent()[0] == 12
+    assert view.values.base is None or view.values.base.nbytes == 24
+
+
+def test_weights_may_not_be_the_same_numbers() -> None:
+    buffer = np.zeros(100, np.float16)
+    Weights({"a": Array(buffer), "b": Array(buffer[:50]), "c": Array()})
+    with pytest.raises(Refused, match="would take 1200 bytes and are made of 200: they share numbers"):
+        Weights({name: Array(buffer.reshape(10, 10)) for name in "abc"})
+    apart = np.zeros((3, 100), np.float16)
+    Weights({name: Array(row) for name, row in zip("abc", apart, strict=True)})
