@@ -6,13 +6,15 @@ name is refused where it is named.
 
 No length is believed: texts and arrays are stretches of the file, so that what is read is never larger than
 the file, and the number of operations, open containers and digits is bounded. Keys are texts and whole
-numbers, because the hash of a tuple that holds another one twice, and so on, takes for ever.
+numbers, because the hash of a tuple that holds another one twice, and so on, takes for ever; the numbers are
+small enough for no two to have one hash, but -1 and -2.
 """
 
 from __future__ import annotations
 
 import pickle
 import struct
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +36,8 @@ MAX_DEPTH = 200
 """Containers that are open at a time."""
 MAX_NUMBER_BYTES = 16
 """Of a whole number."""
+MAX_KEY = sys.hash_info.modulus - 1
+"""Of a whole number that is a key, either way: Python's hash of one is the number itself up to there."""
 MAX_NAME_BYTES = 256
 
 
@@ -203,6 +207,8 @@ def set_items(target: object, items: list[Any]) -> None:
     for key, value in zip(items[::2], items[1::2], strict=True):
         if type(key) not in (str, int):
             raise Refused("it has a key that is neither a text nor a whole number")
+        if type(key) is int and abs(key) > MAX_KEY:
+            raise Refused(f"it has a key beyond {MAX_KEY}")
         target[key] = value
 
 

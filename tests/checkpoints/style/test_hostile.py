@@ -264,6 +264,16 @@ def greedy() -> Iterator[tuple[str, bytes, str]]:
     tuples = b")q\x000" + pairs + b"h\x3c"
     yield "a billion laughs of tuples", whole(tuples), "no style-based generator"
     yield "and their hash", whole(b"}" + tuples + b"Ns"), "a key that is neither"
+    modulus = sys.hash_info.modulus
+    alike = b"".join(b"\x8a\x0b" + (index * modulus).to_bytes(11, "little") + b"N" for index in range(20_000))
+    yield "keys of one hash", whole(b"}(" + alike + b"u"), f"a key beyond {modulus - 1}"
+    for key in (modulus, -modulus, 2**63 - 1, -(2**63)):
+        yield f"the key {key}", whole(b"}" + number(key) + b"Ns"), f"a key beyond {modulus - 1}"
+    yield (
+        "the keys next to it",
+        whole(b"}(" + number(modulus - 1) + b"N" + number(1 - modulus) + b"Nu"),
+        "no style",
+    )
     yield "a list in itself", whole(b"]q\x00h\x00a"), "no style-based generator"
     yield "too long a program", whole(b"N0" * MAX_OPERATIONS + b"N"), f"more than {MAX_OPERATIONS} operations"
     yield "many lists", whole(b"]" * (MAX_OPERATIONS + 1)), f"more than {MAX_OPERATIONS} operations"
