@@ -147,7 +147,7 @@ def differing(
     """Return W+ of expressive faces, image by image as i2i-edit searches for it."""
     rows = [row for row in DIFFERENCE_ROWS if row < generator.num_ws]
     found = [
-        embed_difference(generator, w2, neutral, expressive, loss, Effort(steps, 0.05), rows)
+        embed_difference(generator, w2, neutral, expressive, loss, Effort(steps, 0.05), rows, 0.1).w_plus
         for w2, neutral, expressive in zip(
             w_plus.split(1), images[0].split(1), images[1].split(1), strict=True
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ from i2i_lightning.types import UserError
 class Effort:
     """How long and how fast an edit searches.
 
-    The rates go with losses weighted 1, not with the paper's 1e-5, under which Adam's epsilon decides.
+    The rates go with losses weighted 1 or more, not 1e-5 as in the paper, under which Adam's epsilon decides.
 
     Args:
         latent_steps: Steps on the latent.
@@ -37,7 +38,7 @@ class Effort:
     """
 
     latent_steps: int = 300
-    latent_rate: float = 0.05
+    latent_rate: float = 0.03
     noise_steps: int = 200
     noise_rate: float | None = None
     blur_px: float | None = None
@@ -68,6 +69,7 @@ class Edited:
         image: The result, (1, C, S, S).
         steps: Masks, inputs and renders on the way, by what they are, (1, C or 1, S, S) each.
         notes: What was not done as asked, and why.
+        settings: Of the searches on the way, by what was searched for, as plain containers.
     """
 
     w_plus: Tensor
@@ -75,6 +77,7 @@ class Edited:
     image: Tensor
     steps: dict[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def crossover(
@@ -175,7 +178,7 @@ def local_edit(
     loss: InversionLoss,
     effort: Effort | None = None,
     rows: Sequence[int] | None = None,
-    anchor: float = 0.1,
+    anchor: float = 1.0,
     seed: int = 0,
     label: Tensor | None = None,
     noise: Sequence[Tensor] | None = None,
@@ -194,7 +197,8 @@ def local_edit(
         loss: Objective and weights; its prior gives way to the anchor.
         effort: How long to search.
         rows: Rows that may move; None is the coarser half.
-        anchor: Weight of the distance from the photo's latent; where pixels weigh 1, 0.1 holds firmly.
+        anchor: Weight of the distance from the photo's latent, in deviations of w; 1 goes with pixels that
+            weigh 100, and 0.1 holds firmly where they weigh 1.
         seed: Of random numbers.
         label: (1, K) for a conditional generator.
         noise: The photo's noise maps, (1, 1, h, w) each; None for the generator's own.
@@ -430,6 +434,7 @@ def _embed_noise(
 
 
 def _edited(latent: Embedding, final: Embedding, steps: dict[str, Tensor]) -> Edited:
-    """Return the result; what was to be said of either search is kept."""
+    """Return the result; what was to be said of either search is kept, and what it was asked for."""
     notes = list(dict.fromkeys([*latent.notes, *final.notes]))
-    return Edited(final.w_plus, final.noise, final.image, steps, notes)
+    settings = {"latent": latent.settings} | ({} if final is latent else {"noise": final.settings})
+    return Edited(final.w_plus, final.noise, final.image, steps, notes, settings)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from i2i_lightning.editing.local import Effort, check_image, embed_latent
 from i2i_lightning.editing.mixing import mix
-from i2i_lightning.methods.inversion import InversionLoss, Targets
+from i2i_lightning.methods.inversion import Embedding, InversionLoss, Targets
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.types import UserError
 
@@ -51,11 +51,11 @@ def embed_difference(
     loss: InversionLoss,
     effort: Effort | None = None,
     rows: Sequence[int] | None = None,
-    anchor: float = 0.1,
+    anchor: float = 10.0,
     seed: int = 0,
     label: Tensor | None = None,
-) -> Tensor:
-    """Return w3, which differs from w2 by what an expressive photo has and a neutral one has not.
+) -> Embedding:
+    """Search for w3, which differs from w2 by what an expressive photo has and a neutral one has not.
 
     Two photos that are embedded one by one differ by their expression and by what each embedding misses,
     which spreads over the whole face. So the image that w3 is searched for is ``G(w2)`` plus the difference
@@ -69,12 +69,12 @@ def embed_difference(
         loss: Objective and weights; its prior gives way to the anchor.
         effort: How long to search for the latent.
         rows: Rows that may move; None: all.
-        anchor: Weight of the distance from w2, in deviations of w; 0.1 goes with pixels weighted 1.
+        anchor: Weight of the distance from w2, in deviations of w; 10 goes with pixels that weigh 100.
         seed: Of random numbers.
         label: (1, K) for a conditional generator.
 
     Returns:
-        (1, L, D).
+        What was found: its w_plus, (1, L, D), is w3.
 
     Raises:
         UserError: If something does not fit the generator.
@@ -86,8 +86,7 @@ def embed_difference(
         wanted = generator.synthesis(w_plus) + (expressive - neutral)
     targets = Targets(wanted, ["expression"], label)
     held = replace(loss, lambda_prior=0.0, lambda_anchor=anchor)
-    found = embed_latent(generator, targets, held, effort, seed, rows, first=w_plus)
-    return found.w_plus
+    return embed_latent(generator, targets, held, effort, seed, rows, first=w_plus)
 
 
 def expression_transfer(

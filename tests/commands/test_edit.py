@@ -224,10 +224,25 @@ def test_an_expression_of_two_photos(shell: Shell) -> None:
     assert status == 0, text
     first, second = (load_latent(f"out/latents/expression_00{index}.safetensors").w_plus for index in (0, 1))
     assert torch.equal(first, of_seeds(5)[0])
+    # What was searched for, and with what, is in the record and in the latents.
+    notes = json.loads(Path("out/result.json").read_text())["notes"]
+    assert len(notes) == 1
+    assert "substitute" in notes[0]
+    settings = load_latent("out/latents/expression_001.safetensors").settings
+    assert (settings["neutral"], settings["expressive"]) == ("neutral", "expressive")
+    assert settings["notes"] == notes
+    assert (settings["threshold"], settings["effort"]["latent_steps"]) == (0, 3)
+    w2, w3 = (settings["searches"][name] for name in ("w2", "w3"))
+    assert (w2["loss"]["lambda_prior"], w3["loss"]["lambda_anchor"], w3["seed"]) == (1.0, 10.0, 0)
     moved = (second - first).abs().amax(1) > 0
     assert moved.nonzero().flatten().tolist() == [2, 3, 4]
     # The neutral photo's latent may be given, and is not searched for then.
     assert shell(*words, "seeds=5,6", "output=given")[0] == 0
+    assert list(load_latent("given/latents/expression_000.safetensors").settings["searches"]) == ["w3"]
+    a_latent("face", 0), a_latent("tuned", 1, tuned={"synthesis.b16.torgb.bias": torch.full((3,), 0.5)})
+    status, text = shell(*words, "latents=run")
+    assert (status, text.count("\n")) == (1, 1)
+    assert text.startswith("i2i-edit: latents: tuned: expression_transfer searches from the neutral photo's")
     assert shell(*words[:3], *photos[:1], "seeds=5")[1].startswith("i2i-edit: operation.expressive: missing")
     assert "this edit takes 1 to 2" in shell(*words, "seeds=5,6,7")[1]
 
@@ -376,6 +391,10 @@ def test_inpainting_leaves_all_its_steps(shell: Shell) -> None:
     error = (pixels("out/result.png").astype(float) - pixels("a photo, of me.png"))[seen] / 127.5
     assert record["figures"]["rms_outside"] == pytest.approx(float((error**2).mean() ** 0.5), abs=0.01)
     assert any("substitute" in note for note in record["notes"])
+    assert latent.settings["notes"] == record["notes"]
+    searches = latent.settings["searches"]
+    assert list(searches) == ["latent", "noise"]
+    assert (searches["latent"]["loss"]["lambda_mse"], searches["latent"]["seed"]) == (100.0, 0)
     assert Path("out/strip.png").is_file()
 
 
@@ -394,7 +413,11 @@ def test_other_edits_in_masks(shell: Shell, operation: str, keys: tuple[str, ...
     status, text = shell(f"operation={operation}", *words, "output=out", *QUICK)
     assert status == 0, text
     assert f"steps/, {steps} PNG files" in text
-    assert load_latent("out/result.safetensors").noise is not None
+    latent = load_latent("out/result.safetensors")
+    assert latent.noise is not None
+    assert ("photo" in latent.settings["searches"]) == (operation == "local_edit")
+    assert text.count("substitute") == 1
+    assert "substitute" in latent.settings["notes"][0]
 
 
 def test_larger_pictures_and_masks_are_made_smaller(shell: Shell) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from i2i_lightning.editing.local import (
@@ -22,10 +25,13 @@ from i2i_lightning.editing.local import (
     local_style_transfer,
     soften,
 )
+from i2i_lightning.editing.transfer import embed_difference
 from i2i_lightning.losses.backbones import IMAGE2STYLEGANPP_LAYERS
 from i2i_lightning.losses.features import perceptual
 from i2i_lightning.methods.inversion import InversionLoss
 from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
+from i2i_lightning.sampling.edits.latents import ExpressionTransfer
+from i2i_lightning.sampling.edits.regions import LocalEdit
 from i2i_lightning.types import UserError
 
 SIZE = 16
@@ -280,6 +286,17 @@ def test_whole_cells_are_copied_and_not_computed() -> None:
     for by in (-2, 0, 3):
         wanted = cells[..., (torch.arange(6) - by).clamp(0, 5)]
         assert torch.equal(_shifted(cells, -1, float(by)), wanted)
+
+
+def test_what_is_said_nowhere_is_as_in_the_command(checkout: Path) -> None:
+    conf = OmegaConf.load(checkout / "conf/edit.yaml")
+    assert vars(Effort()) == {key: value for key, value in conf.effort.items() if key != "_target_"}
+    for name, function, operation in (
+        ("local_edit", local_edit, LocalEdit),
+        ("expression_transfer", embed_difference, ExpressionTransfer),
+    ):
+        anchor = OmegaConf.load(checkout / f"conf/operation/{name}.yaml").anchor
+        assert inspect.signature(function).parameters["anchor"].default == operation.anchor == anchor
 
 
 def test_soft_masks_keep_their_range_and_their_mass() -> None:

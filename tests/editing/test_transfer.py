@@ -40,14 +40,14 @@ def test_a_difference_of_photos_moves_what_they_differ_in() -> None:
         change = (generator.synthesis(w3) - generator.synthesis(w2)).square().sum(1)
         return float(change[..., 9:12, 5:11].sum() / change.sum())
 
-    w3 = embed_difference(generator, w2, neutral, expressive, pixels, effort, anchor=0.0)
+    w3 = embed_difference(generator, w2, neutral, expressive, pixels, effort, anchor=0.0).w_plus
     alone = embed(
         generator, Targets(expressive, ["a"]), {"a": Stage(["w_plus"], 60, 0.02)}, pixels, latent=w2
     )
     assert share(w3) > 2 * share(alone.w_plus)
-    same = embed_difference(generator, w2, neutral, neutral, pixels, effort)
+    same = embed_difference(generator, w2, neutral, neutral, pixels, effort).w_plus
     torch.testing.assert_close(same, w2)
-    held = embed_difference(generator, w2, neutral, expressive, pixels, effort, rows=[1], anchor=0.01)
+    held = embed_difference(generator, w2, neutral, expressive, pixels, effort, rows=[1], anchor=0.01).w_plus
     assert torch.equal(held[:, [0, *range(2, generator.num_ws)]], w2[:, [0, *range(2, generator.num_ws)]])
     assert not torch.equal(held, w2)
     with pytest.raises(UserError, match=r"^expressive: "):

@@ -175,7 +175,7 @@ class AlongDirection:
         chosen = [latent for latent in latents if latent.name in values]
         missing = [name for name in values if name not in {latent.name for latent in latents}]
         if missing:
-            studio.notes.append(f"{len(missing)} of {len(values)} labels are of latents that are not given")
+            studio.note(f"{len(missing)} of {len(values)} labels are of latents that are not given")
         if len(chosen) < 2:
             raise UserError(
                 f"operation.labels={self.labels}: {len(chosen)} of its names are those of latents given; a "

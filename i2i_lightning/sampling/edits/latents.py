@@ -135,11 +135,19 @@ class ExpressionTransfer:
     def run(self, studio: Studio) -> None:
         """Write ``expression.png``: neutral, expressive, and the face at every strength."""
         strengths = numbers_of(self.strengths, "operation.strengths")
+        searches: dict[str, Any] = {}
         if self.takes == 3:
             latents = studio.take(3, 3, "the face, a neutral face, and the same with an expression")
         else:
-            latents = self._search(studio)
+            latents, searches = self._search(studio)
         face, neutral, expressive = latents
+        settings = {
+            "neutral": neutral.name,
+            "expressive": expressive.name,
+            "threshold": self.threshold,
+            "normalise": self.normalise,
+            **searches,
+        }
 
         def moved(values: Sequence[float]) -> Tensor:
             return expression_transfer(
@@ -158,7 +166,7 @@ class ExpressionTransfer:
         cells = [Cell(neutral, f"w2: {neutral.name}"), Cell(expressive, f"w3: {expressive.name}")]
         for index, (strength, w_plus) in enumerate(zip(strengths, moved(strengths), strict=True)):
             words = f"{strength:g}"
-            latent = studio.edited(face, w_plus, f"{face.name} {words}", strength=strength)
+            latent = studio.edited(face, w_plus, f"{face.name} {words}", strength=strength, **settings)
             cells.append(Cell(latent, words, f"expression_{index:03d}"))
 
         def at(strength: float) -> Latent:
@@ -166,18 +174,24 @@ class ExpressionTransfer:
 
         studio.write_moving("expression", [cells], at, min(strengths), max(strengths))
 
-    def _search(self, studio: Studio) -> list[Latent]:
-        """Return the face's latent, w2, and w3 of two photos."""
+    def _search(self, studio: Studio) -> tuple[list[Latent], dict[str, Any]]:
+        """Return the face's latent, w2, and w3 of two photos; and how they were searched for."""
         given = studio.take(1, 2, "the face, and the neutral photo's where it is there")
+        if len(given) == 2 and given[1].tuned is not None:
+            raise UserError(
+                f"latents: {given[1].name}: expression_transfer searches from the neutral photo's latent "
+                "without tuned weights; take one without tuning"
+            )
         neutral, expressive = (
             studio.reader.picture(f"operation.{key}", getattr(self, key)) for key in ("neutral", "expressive")
         )
-        loss = studio.loss()
+        loss, found = studio.loss(), {}
         if len(given) == 2:
             w2 = given[1].w_plus[None].to(studio.generator.w_avg)
         else:
-            w2 = studio.embedded(neutral, loss)
-        w3 = embed_difference(
+            found["w2"] = studio.embedded(neutral, loss)
+            w2 = found["w2"].w_plus
+        found["w3"] = embed_difference(
             studio.generator,
             w2,
             neutral.image,
@@ -189,12 +203,15 @@ class ExpressionTransfer:
             studio.seed,
             studio.label,
         )
+        studio.note(*(note for each in found.values() for note in each.notes))
         plain = replace(given[0], noise=None, tuned=None)
-        return [
+        latents = [
             given[0],
             studio.edited(plain, w2[0].cpu(), neutral.name),
-            studio.edited(plain, w3[0].cpu(), expressive.name),
+            studio.edited(plain, found["w3"].w_plus[0].cpu(), expressive.name),
         ]
+        searches = {name: each.settings for name, each in found.items()}
+        return latents, {"effort": vars(studio.effort), "searches": searches, "notes": list(studio.notes)}
 
     def _write_in_box(
         self,
@@ -229,9 +246,7 @@ class ExpressionTransfer:
         studio.write_pictures("expression", shown)
         studio.written += [f"images/, {len(moved)} PNG files", "steps/, 1 PNG file"]
         studio.tell_pasted(len(moved))
-        studio.notes.append(
-            f"layer {layer}; pictures that a box was moved in are no latents', and have no files"
-        )
+        studio.note(f"layer {layer}; pictures that a box was moved in are no latents', and have no files")
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ class LocalEdit:
             mask = read.scribbles(photo, scribbled, studio.effort.sigma_px(studio.generator.size_px))
         else:
             mask = read.mask("operation.mask", self.mask, photo)
-        loss, noise = studio.loss(), None
+        loss, noise, searches = studio.loss(), None, {}
         if studio.latents:
             latent = studio.take(1, 1, "that of the photo")[0]
             if latent.tuned is not None:
@@ -131,7 +131,9 @@ class LocalEdit:
             place = studio.generator.w_avg
             w_plus, noise = latent.w_plus[None].to(place), latent.maps(place)
         else:
-            w_plus = studio.embedded(photo, loss)
+            found = studio.embedded(photo, loss)
+            w_plus, searches = found.w_plus, {"photo": found.settings}
+            studio.note(*found.notes)
         made = local_edit(
             studio.generator,
             photo.image,
@@ -146,6 +148,7 @@ class LocalEdit:
             studio.label,
             noise,
         )
+        made.settings = searches | made.settings
         _write(studio, made, photo, made.steps["mask"], "local_edit")
 
 
@@ -224,7 +227,7 @@ class AttributeTransfer:
             self.blur_px,
             to,
         )
-        studio.notes.append(f"layer {layer}; the result is no latent's picture, and has no latent file")
+        studio.note(f"layer {layer}; the result is no latent's picture, and has no latent file")
         picture = Picture(made.steps["face"].cpu(), (studio.generator.size_px,) * 2, face.name)
         _write(studio, made, picture, made.steps["mask"], "attribute_transfer", latent=False)
 
@@ -242,7 +245,7 @@ def _write(
         name: The edit.
         latent: Whether the result is a latent's picture.
     """
-    studio.notes += made.notes
+    studio.note(*made.notes)
     for number, (what, image) in enumerate(made.steps.items()):
         studio.write_image(f"steps/{number}_{what}", image * 2 - 1 if what in ("mask", "hole") else image)
     studio.written.append(f"steps/, {len(made.steps)} PNG files")
@@ -262,7 +265,12 @@ def _write(
             noise,
             label,
             generator=studio.source,
-            settings={"operation": name, "effort": vars(studio.effort)},
+            settings={
+                "operation": name,
+                "effort": vars(studio.effort),
+                "searches": made.settings,
+                "notes": list(studio.notes),
+            },
         )
         save_latent(studio.folder / f"result{SUFFIX}", file)
         studio.written.append(f"result{SUFFIX}")

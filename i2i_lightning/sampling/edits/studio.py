@@ -16,7 +16,7 @@ from i2i_lightning.checkpoints.latents import SUFFIX, Latent, check_belongs, sav
 from i2i_lightning.data.alignment import paste
 from i2i_lightning.editing.local import Effort, embed_latent
 from i2i_lightning.editing.mixing import rows_of
-from i2i_lightning.methods.inversion import InversionLoss, Targets, render
+from i2i_lightning.methods.inversion import Embedding, InversionLoss, Targets, render
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.sampling.edits.inputs import Picture, Reader
 from i2i_lightning.sampling.pictures import to_picture, write_png
@@ -119,10 +119,14 @@ class Studio:
         self.progress()
         return image.float().cpu()
 
-    def embedded(self, picture: Picture, loss: InversionLoss) -> Tensor:
-        """Return w_plus of a picture, (1, L, D) on the device."""
+    def embedded(self, picture: Picture, loss: InversionLoss) -> Embedding:
+        """Return what a search for a picture's latent found, on the device."""
         targets = Targets(picture.image, [picture.name], self.label)
-        return embed_latent(self.generator, targets, loss, self.effort, self.seed).w_plus
+        return embed_latent(self.generator, targets, loss, self.effort, self.seed)
+
+    def note(self, *notes: str) -> None:
+        """Keep notes, each once: several searches say the same of what they share."""
+        self.notes += [note for note in dict.fromkeys(notes) if note not in self.notes]
 
     def edited(self, latent: Latent, w_plus: Tensor, name: str, **settings: Any) -> Latent:
         """Return ``latent`` with another w_plus; noise and tuned weights stay."""
