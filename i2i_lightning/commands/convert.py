@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from i2i_lightning.checkpoints.export import Format, Written
     from i2i_lightning.checkpoints.style.load import StyleFile
     from i2i_lightning.cli.record import Run
+    from i2i_lightning.networks.stylegan2.discriminator import StyleGAN2Discriminator
 
 WORDS = {
     "reference": "the layout of junyanz/pytorch-CycleGAN-and-pix2pix",
@@ -63,6 +64,7 @@ def _convert_style(style: StyleFile, output: Path, config: DictConfig) -> None:
         write_style_safetensors,
     )
     from i2i_lightning.checkpoints.style.load import describe_style
+    from i2i_lightning.checkpoints.style.rosinality import check_layout
     from i2i_lightning.cli import record
     from i2i_lightning.data.checks import check_choice
     from i2i_lightning.networks.style import StyleGenerator
@@ -94,17 +96,30 @@ def _convert_style(style: StyleFile, output: Path, config: DictConfig) -> None:
         told.insert(1, "moving average of the weights")
     print(f"Read {record.shown(Path(style.where))}: {style.words}\n  {'; '.join(told)}", flush=True)
     if format == "rosinality":
-        try:
-            discriminator = style.discriminator()[0]
-        except UserError:
-            discriminator = None  # most files have none, and the generator is what was asked for
         assert isinstance(loaded.network, StyleGenerator)
-        written = write_rosinality(loaded.network, discriminator, output, style.where)
+        check_layout(loaded.network, style.where)
+        written = write_rosinality(loaded, _beside(style, config), output, style.where)
     else:
         written = write_style_safetensors(loaded, output, style.where)
     print(f"Wrote {record.shown(output)}: {WORDS[format]}, {_size(written.bytes)}")
     for note in written.notes:
         print(f"  {note}")
+
+
+def _beside(style: StyleFile, config: DictConfig) -> StyleGAN2Discriminator | None:
+    """Return the discriminator that is to stand beside a generator, None for none.
+
+    Raises:
+        UserError: If it is damaged, or not one that this project has.
+    """
+    from i2i_lightning.types import UserError
+
+    if config.network == "generator":
+        return None
+    try:
+        return style.discriminator()[0] if style.has_discriminator() else None
+    except UserError as error:
+        raise UserError(f"{error}; network=generator leaves the discriminator out") from error
 
 
 def _format(config: DictConfig, output: Path) -> Format:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from i2i_lightning.checkpoints import load_style_discriminator, load_style_generator
+from i2i_lightning.checkpoints import load_style_discriminator, load_style_generator, save_style_generator
+from i2i_lightning.checkpoints.style import rosinality
 from i2i_lightning.checkpoints.style.load import open_style
 from i2i_lightning.cli import help as help_page
 from i2i_lightning.cli.folders import conf_dir
@@ -62,6 +63,66 @@ def test_last_weights_and_discriminator(tmp_path: Path, capsys: pytest.CaptureFi
     judge = tmp_path / "d.safetensors"
     assert APP.main([f"checkpoint={pickled}", f"output={judge}", "network=discriminator"]) == 0
     assert load_style_discriminator(judge).size_px == 16
+
+
+def test_last_weights_stay_the_last_in_the_other_layout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of averaged=false, and of a run that kept no average."""
+    last = peers.stylegan2()
+    peers.fill(last, 4)
+    pickled = peers.write_nvidia(tmp_path / "g.pkl", peers.stylegan2(), last=last)
+    run = tmp_path / "last.ckpt"
+    node = {"_target_": "i2i_lightning.networks.stylegan2.generator.StyleGAN2Generator", **last.arguments}
+    state = {f"generator.{name}": value for name, value in last.state_dict().items()}
+    torch.save({"state_dict": state, "method_config": {"generator": node}}, run)
+    for number, words in enumerate(([f"checkpoint={pickled}", "averaged=false"], [f"checkpoint={run}"])):
+        layout = tmp_path / f"{number}.pt"
+        assert APP.main([*words, f"output={layout}"]) == 0
+        assert "not known to be an average over training" in capsys.readouterr().out
+        assert torch.load(layout, weights_only=True)["averaged"] is False
+        tensors = tmp_path / f"{number}.safetensors"
+        assert APP.main([f"checkpoint={layout}", f"output={tensors}"]) == 0
+        assert "moving average" not in capsys.readouterr().out
+        for file in (layout, tensors):
+            assert not open_style(file).generator()[1].averaged
+            state = load_style_generator(file, averaged=False).state_dict()
+            assert all(torch.equal(state[name], value) for name, value in last.state_dict().items())
+
+
+def test_a_damaged_discriminator_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    judge = peers.discriminator()
+    with torch.no_grad():
+        judge.b4.out.weight = torch.nn.Parameter(torch.zeros(1, 3))
+    pickled = peers.write_nvidia(tmp_path / "g.pkl", peers.stylegan2(), judge)
+    words = [f"checkpoint={pickled}", f"output={tmp_path / 'g.pt'}"]
+    assert APP.main(words) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"i2i-convert: {pickled}: not loaded: b4.out.weight has shape (1, 3)")
+    assert told.endswith("; network=generator leaves the discriminator out\n")
+    assert not (tmp_path / "g.pt").exists()
+    assert APP.main([*words, "network=generator"]) == 0
+    assert set(torch.load(tmp_path / "g.pt", weights_only=True)) == {"g_ema", "latent_avg"}
+
+
+def test_files_without_a_discriminator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = peers.stylegan2()
+    save_style_generator(tmp_path / "a.safetensors", generator)
+    peers.write(tmp_path / "b.pkl", peers.nvidia_generator(generator))
+    peers.write(tmp_path / "c.pkl", peers.tf_stylegan2(generator))
+    node = {
+        "_target_": "i2i_lightning.networks.stylegan2.generator.StyleGAN2Generator",
+        **generator.arguments,
+    }
+    state = {f"generator.{name}": value for name, value in generator.state_dict().items()}
+    torch.save({"state_dict": state, "method_config": {"generator": node}}, tmp_path / "d.ckpt")
+    torch.save(rosinality.layout(generator, None, "x", averaged=True)[0], tmp_path / "e.pt")
+    for file in sorted(tmp_path.iterdir()):
+        assert not open_style(file).has_discriminator()
+        assert APP.main([f"checkpoint={file}", f"output={tmp_path / 'out.pt'}", "overwrite=true"]) == 0
+        assert "discriminator" not in capsys.readouterr().out
+    assert not open_style("embedded").has_discriminator()
+    assert open_style(peers.write_nvidia(tmp_path / "g.pkl", generator)).has_discriminator()
 
 
 @pytest.mark.parametrize(

@@ -54,12 +54,12 @@ def write_style_safetensors(loaded: LoadedStyle, path: Path, origin: str) -> Wri
 
 
 def write_rosinality(
-    generator: StyleGenerator, discriminator: StyleGAN2Discriminator | None, path: Path, origin: str
+    loaded: LoadedStyle, discriminator: StyleGAN2Discriminator | None, path: Path, origin: str
 ) -> Written:
     """Write a generator as a checkpoint of rosinality/stylegan2-pytorch: ``g_ema``, ``latent_avg``, ``d``.
 
     Args:
-        generator: The generator.
+        loaded: The generator.
         discriminator: Its discriminator, for training on; left out if that project has no such one.
         path: Where to.
         origin: The file that it was read from, for messages.
@@ -67,6 +67,7 @@ def write_rosinality(
     Raises:
         UserError: If that project has no such generator, or the file cannot be written.
     """
-    held, notes = rosinality.layout(generator, discriminator, origin)
+    assert isinstance(loaded.network, StyleGenerator)
+    held, notes = rosinality.layout(loaded.network, discriminator, origin, loaded.averaged)
     write_beside(path, lambda file: torch.save(held, file))
     return Written(path, path.stat().st_size, tuple(notes))

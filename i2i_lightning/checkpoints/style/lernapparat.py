@@ -10,7 +10,7 @@ from typing import Any
 
 from i2i_lightning.checkpoints.style import shapes
 from i2i_lightning.checkpoints.style.contents import Numbers, StyleNetwork, Weights, drawn_maps, text_keys
-from i2i_lightning.checkpoints.style.values import Refused
+from i2i_lightning.checkpoints.style.values import Missing, Refused
 from i2i_lightning.networks.stylegan1 import FLIPPED_FROM_PX
 
 WORDS = "a StyleGAN1 that lernapparat converted"
@@ -64,5 +64,5 @@ def generator(held: Any, averaged: bool = True) -> StyleNetwork:
 
 
 def discriminator(held: Any) -> StyleNetwork:
-    """Raise ``Refused``: the file has a generator alone."""
-    raise Refused("it holds no discriminator")
+    """Raise ``Missing``: the file has a generator alone."""
+    raise Missing("it holds no discriminator")

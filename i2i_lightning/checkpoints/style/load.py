@@ -12,7 +12,7 @@ from i2i_lightning.checkpoints.style import lernapparat, native, nvidia, psp, ro
 from i2i_lightning.checkpoints.style.assembly import discriminator_of, generator_of
 from i2i_lightning.checkpoints.style.contents import StyleNetwork
 from i2i_lightning.checkpoints.style.unpickle import read_pickled
-from i2i_lightning.checkpoints.style.values import Refused
+from i2i_lightning.checkpoints.style.values import Missing, Refused
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.networks.stylegan2.discriminator import StyleGAN2Discriminator
 from i2i_lightning.types import UserError
@@ -102,6 +102,22 @@ class StyleFile:
             return network, LoadedStyle(network, self.words, notes=read.notes, provenance=read.provenance)
 
         return _in_one_line(self.where, build)
+
+    def has_discriminator(self) -> bool:
+        """Return whether there is a discriminator to build, of this project's kind or not.
+
+        Raises:
+            UserError: If it is damaged. One line.
+        """
+
+        def look() -> bool:
+            try:
+                self.read_discriminator()
+            except Missing:
+                return False
+            return True
+
+        return _in_one_line(self.where, look)
 
 
 def load_style_generator(path: str | Path = "embedded", averaged: bool = True) -> StyleGenerator:
@@ -263,7 +279,7 @@ def _mobile(path: Path | None, where: str) -> StyleFile:
     from i2i_lightning.checkpoints.style.mobile import load_mobile
 
     def none() -> StyleNetwork:
-        raise Refused("it holds no discriminator")
+        raise Missing("it holds no discriminator")
 
     return StyleFile(where, MOBILE_WORDS, lambda _: load_mobile(path), none)
 

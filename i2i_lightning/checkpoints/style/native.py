@@ -17,7 +17,7 @@ from torch import nn
 
 from i2i_lightning.checkpoints.io import write_beside
 from i2i_lightning.checkpoints.style.contents import Numbers, StyleNetwork, Weights
-from i2i_lightning.checkpoints.style.values import Refused, shown
+from i2i_lightning.checkpoints.style.values import Missing, Refused, shown
 from i2i_lightning.networks.style import ARCHITECTURES, StyleGenerator
 from i2i_lightning.networks.stylegan2.discriminator import StyleGAN2Discriminator
 
@@ -105,13 +105,14 @@ def read_safetensors(path: Path, role: str) -> StyleNetwork:
         role: ``generator`` or ``discriminator``.
 
     Raises:
-        Refused: If it is damaged, or plays another role.
+        Missing: If it plays another role.
+        Refused: If it is damaged.
     """
     header = style_header(path)
     if header is None:
         raise Refused("its header does not describe a style-based network")
     if header.get("role") != role:
-        raise Refused(f"it holds a {shown(header.get('role'))}, and no {role}")
+        raise Missing(f"it holds a {shown(header.get('role'))}, and no {role}")
     with safe_open(str(path), framework="pt", device="cpu") as file:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     provenance = header.get("provenance")
@@ -158,12 +159,13 @@ def read_checkpoint_discriminator(held: dict[str, Any]) -> StyleNetwork:
     """Return the discriminator of a checkpoint.
 
     Raises:
-        Refused: If there is none.
+        Missing: If there is none.
+        Refused: If it is not one that this project has.
     """
     node = held["method_config"].get("discriminator")
     state = _part(held, "discriminator.")
     if not isinstance(node, dict) or not state:
-        raise Refused("it holds no discriminator")
+        raise Missing("it holds no discriminator")
     if node.get("_target_") != DISCRIMINATOR:
         raise Refused(f"its discriminator is {shown(node.get('_target_'))}, not StyleGAN2's")
     return StyleNetwork(_arguments(node), state)

@@ -19,7 +19,7 @@ from i2i_lightning.checkpoints.style.contents import (
     setting,
     text_keys,
 )
-from i2i_lightning.checkpoints.style.values import Instance, Refused, shown
+from i2i_lightning.checkpoints.style.values import Instance, Missing, Refused, shown
 
 WORDS = "a network pickle of NVIDIA's, for PyTorch"
 MAX_MODULES = 2000
@@ -58,11 +58,12 @@ def discriminator(held: Any) -> StyleNetwork:
     """Return the discriminator.
 
     Raises:
-        Refused: If there is none, or not one that this project has.
+        Missing: If there is none.
+        Refused: If it is not one that this project has.
     """
     network = held if isinstance(held, Instance) else held.get("D")
     if not isinstance(network, Instance):
-        raise Refused("it holds no discriminator (D)")
+        raise Missing("it holds no discriminator (D)")
     return _discriminator(network)
 
 
@@ -159,6 +160,8 @@ def _generator(root: Instance, averaged: bool) -> StyleNetwork:
 
 def _discriminator(root: Instance) -> StyleNetwork:
     network = _Modules(root)
+    if "synthesis" in network.modules:
+        raise Missing("it holds a generator, and no discriminator")
     if "b4" not in network.modules or "b4.out" not in network.modules:
         raise Refused(f"its class {shown(root.class_name)} is no discriminator of StyleGAN2")
     setting(network.attribute("b4", "architecture"), "discriminator's architecture", ("resnet", "orig"))

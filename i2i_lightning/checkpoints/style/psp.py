@@ -9,7 +9,7 @@ from typing import Any
 
 from i2i_lightning.checkpoints.style import rosinality
 from i2i_lightning.checkpoints.style.contents import StyleNetwork
-from i2i_lightning.checkpoints.style.values import Refused
+from i2i_lightning.checkpoints.style.values import Missing
 
 WORDS = "a checkpoint of an encoder (pSp, e4e, ReStyle)"
 PREFIX = "decoder."
@@ -36,5 +36,5 @@ def generator(held: Any, averaged: bool = True) -> StyleNetwork:
 
 
 def discriminator(held: Any) -> StyleNetwork:
-    """Raise ``Refused``: these files judge latents, if anything."""
-    raise Refused("it holds no discriminator of images")
+    """Raise ``Missing``: these files judge latents, if anything."""
+    raise Missing("it holds no discriminator of images")

@@ -23,9 +23,11 @@ from i2i_lightning.checkpoints.style.contents import (
     drawn_maps,
     text_keys,
 )
-from i2i_lightning.checkpoints.style.values import Array, Refused
+from i2i_lightning.checkpoints.style.nvidia import WHOLE_BATCH
+from i2i_lightning.checkpoints.style.values import Array, Missing, Refused
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.networks.stylegan2.discriminator import StyleGAN2Discriminator
+from i2i_lightning.networks.stylegan2.generator import resolutions
 from i2i_lightning.types import UserError
 
 WORDS = "a checkpoint of rosinality/stylegan2-pytorch"
@@ -35,6 +37,12 @@ NOISES = "noises."
 """How the noise maps are called, which files from before they were saved do not have."""
 RATE = 0.01
 """Rate multiplier of the mapping, which the layout does not say."""
+AVERAGED = "averaged"
+"""Key that this project adds, false where what is called ``g_ema`` is not known to be an average."""
+JUDGE = {"label_dim": 0, "architecture": "resnet", "mbstd_channels": 1}
+"""What a discriminator of that project always is."""
+GROUP = 4
+"""Images that its minibatch standard deviation compares."""
 UP_GAIN = 4.0
 """Gain of the filters that follow a doubling."""
 
@@ -65,17 +73,19 @@ def generator(held: Any, averaged: bool = True) -> StyleNetwork:
     key = next((key for key in keys if type(held.get(key)) is dict), None)
     if key is None:
         raise Refused("it holds no generator (g_ema)")
-    return read_generator(held[key], held.get("latent_avg"), averaged=key == "g_ema")
+    average = key == "g_ema" and held.get(AVERAGED) is not False
+    return read_generator(held[key], held.get("latent_avg"), averaged=average)
 
 
 def discriminator(held: Any) -> StyleNetwork:
     """Return the discriminator.
 
     Raises:
-        Refused: If there is none, or not one that this project has.
+        Missing: If there is none.
+        Refused: If it is not one that this project has.
     """
     if type(held.get("d")) is not dict:
-        raise Refused("it holds no discriminator (d)")
+        raise Missing("it holds no discriminator (d)")
     weights = Weights(text_keys(held["d"], "d"))
     for name in [name for name in weights.arrays if name.endswith(".kernel")]:
         check_filter(weights.take(name, 2))
@@ -221,38 +231,46 @@ def _mean(mean: Any) -> Numbers:
 # -------------------- from this project
 
 
+def check_layout(generator: StyleGenerator, where: str) -> None:
+    """Raise ``UserError`` if that project has no such generator.
+
+    Args:
+        generator: The generator.
+        where: The file that it came from, for the message.
+    """
+    impossible = [
+        words
+        for failed, words in (
+            (generator.architecture != "stylegan2", "generator but StyleGAN2's"),
+            (generator.label_dim > 0, f"labels (label_dim={generator.label_dim})"),
+            (
+                generator.z_dim != generator.w_dim,
+                f"z and w of two lengths ({generator.z_dim}, {generator.w_dim})",
+            ),
+        )
+        if failed
+    ]
+    if impossible:
+        raise UserError(f"{where}: the layout of rosinality/stylegan2-pytorch has no {impossible[0]}")
+
+
 def layout(
-    generator: StyleGenerator, discriminator: StyleGAN2Discriminator | None, where: str
+    generator: StyleGenerator, discriminator: StyleGAN2Discriminator | None, where: str, averaged: bool
 ) -> tuple[dict[str, Any], list[str]]:
     """Return a generator as a checkpoint of that project, and what its user should know.
 
     Args:
         generator: The generator.
-        discriminator: Its discriminator, if it is to be part of the file and has a counterpart there.
+        discriminator: Its discriminator, if it is to be part of the file; left out if it has no counterpart
+            there.
         where: The file that it came from, for messages.
+        averaged: Whether its weights are a moving average over training.
 
     Raises:
         UserError: If that project has no such generator.
     """
+    check_layout(generator, where)
     config = generator.config
-    impossible = next(
-        (
-            words
-            for failed, words in (
-                (config["architecture"] != "stylegan2", "generator but StyleGAN2's"),
-                (generator.label_dim > 0, f"labels (label_dim={generator.label_dim})"),
-                (
-                    generator.z_dim != generator.w_dim,
-                    f"z and w of two lengths ({generator.z_dim}, {generator.w_dim})",
-                ),
-            )
-            if failed
-        ),
-        None,
-    )
-    if impossible is not None:
-        raise UserError(f"{where}: the layout of rosinality/stylegan2-pytorch has no {impossible}")
-    notes = []
     state = generator.state_dict()
     rate = config["lr_multiplier"] / RATE
     for key in state:
@@ -262,25 +280,71 @@ def layout(
         "g_ema": _theirs(state, generator_names(config["size_px"], config["mapping_layers"])),
         "latent_avg": state["mapping.w_avg"].clone(),
     }
-    multiplier = config["channel_base"] / 16384
-    if config["channel_max"] != 512 or multiplier not in (1, 2) or config["channels"] != 3:
+    notes = [_where_it_loads(config)]
+    if not averaged:
+        held[AVERAGED] = False
         notes.append(
-            "that project's code has 512 channels up to 32 px and 3 in the image; to load this file there,"
-            " change its table of channels"
+            "its weights are not known to be an average over training; they stand as g_ema, where that"
+            f" project looks, and {AVERAGED}=False beside them says so"
         )
-    else:
-        notes.append(f"loads there with size={config['size_px']} channel_multiplier={multiplier:.0f}")
     if config["conv_clamp"] is not None:
         notes.append(
             f"that project does not clamp activations to {config['conv_clamp']:g}, as this network does"
         )
-    if discriminator is not None and not discriminator.label_dim:
-        arguments: dict[str, Any] = dict(discriminator.arguments)
-        if arguments["architecture"] == "resnet" and arguments["mbstd_channels"] == 1:
-            names = discriminator_names(arguments["size_px"])
-            held["d"] = _theirs(discriminator.state_dict(), names)
-            notes.append("with the discriminator")
+    if discriminator is not None:
+        arguments = dict(discriminator.arguments)
+        other = next((key for key, value in JUDGE.items() if arguments[key] != value), None)
+        if other is not None:
+            notes.append(
+                f"without the discriminator: it has {other}={arguments[other]}, that project's {JUDGE[other]}"
+            )
+        else:
+            held["d"] = _theirs(discriminator.state_dict(), discriminator_names(discriminator.size_px))
+            notes += ["with the discriminator", *_lost_of_judge(arguments, config)]
     return held, notes
+
+
+def _multiplier(config: Mapping[str, Any]) -> int | None:
+    """Return what that project calls ``channel_multiplier``; None if its table has no such channels."""
+    sizes = resolutions(config["size_px"])
+    widths = [min(config["channel_base"] // size, config["channel_max"]) for size in sizes]
+    known = (factor for factor in (2, 1) if widths == [min((factor << 14) // size, 512) for size in sizes])
+    return next(known, None)
+
+
+def _where_it_loads(config: Mapping[str, Any]) -> str:
+    """Say what that project's scripts are to be told, or what of their code is to be changed."""
+    multiplier = _multiplier(config)
+    fixed = {
+        "latent": ("w_dim", 512),
+        "n_mlp": ("mapping_layers", 8),
+        "channels of the image": ("channels", 3),
+    }
+    changed = [
+        f"{theirs} from {value} to {config[ours]}"
+        for theirs, (ours, value) in fixed.items()
+        if config[ours] != value
+    ]
+    changed += ["the table of channels"] if multiplier is None else []
+    if changed:
+        return f"to load it there, change in that project's code: {', '.join(changed)}"
+    return f"loads there with size={config['size_px']} channel_multiplier={multiplier}"
+
+
+def _lost_of_judge(judge: Mapping[str, Any], generator: Mapping[str, Any]) -> list[str]:
+    """Say what the layout does not keep of a discriminator that it has."""
+    notes = []
+    if _multiplier(judge) is None or _multiplier(judge) != _multiplier(generator):
+        notes.append("to load the discriminator there, change its table of channels")
+    group = judge["mbstd_group_size"]
+    if group != GROUP:
+        told = f"{group} images" if group < WHOLE_BATCH else "the whole batch"
+        notes.append(f"that project's discriminator compares {GROUP} images with each other, this one {told}")
+    if judge["conv_clamp"] is not None:
+        notes.append(
+            f"that project does not clamp activations to {judge['conv_clamp']:g}, as this discriminator does"
+        )
+    return notes
 
 
 def _theirs(state: Mapping[str, Tensor], names: Iterator[tuple[str, str, Form]]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from i2i_lightning.checkpoints.style.contents import (
     text_keys,
 )
 from i2i_lightning.checkpoints.style.nvidia import LABEL_RATE, WHOLE_BATCH
-from i2i_lightning.checkpoints.style.values import Instance, Refused, shown
+from i2i_lightning.checkpoints.style.values import Instance, Missing, Refused, shown
 from i2i_lightning.networks.stylegan1 import FLIPPED_FROM_PX
 
 WORDS = "a network pickle of NVIDIA's, for TensorFlow"
@@ -62,7 +62,8 @@ def discriminator(held: Any) -> StyleNetwork:
     """Return the discriminator of a StyleGAN2.
 
     Raises:
-        Refused: If there is none, or not one that this project has.
+        Missing: If there is none.
+        Refused: If it is not one that this project has.
     """
     networks = held if isinstance(held, (tuple, list)) else [held]
     network = _Network(networks[1] if len(networks) == 3 else networks[0])
@@ -72,7 +73,7 @@ def discriminator(held: Any) -> StyleNetwork:
             "its discriminator grows progressively, as that of StyleGAN1 does; known is StyleGAN2's"
         )
     if "Output/weight" not in weights:
-        raise Refused("it holds no discriminator")
+        raise Missing("it holds no discriminator")
     return _discriminator(network)
 
 

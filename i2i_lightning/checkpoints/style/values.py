@@ -19,6 +19,10 @@ class Refused(Exception):
     """Why a file is not read, in a few words; whoever knows its name makes a ``UserError`` of it."""
 
 
+class Missing(Refused):
+    """That a file holds no network of the kind that is asked for, which is no fault of it."""
+
+
 def shown(text: object) -> str:
     """Return what a file holds as it may stand in a message: short, in one line."""
     if isinstance(text, str):

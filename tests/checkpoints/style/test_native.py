@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +20,10 @@ from i2i_lightning.checkpoints import (
 from i2i_lightning.checkpoints.seal import seal
 from i2i_lightning.checkpoints.style import rosinality
 from i2i_lightning.checkpoints.style.export import write_rosinality
-from i2i_lightning.checkpoints.style.load import describe_style, find_style, open_style
+from i2i_lightning.checkpoints.style.load import LoadedStyle, describe_style, find_style, open_style
 from i2i_lightning.checkpoints.style.native import HEADER
 from i2i_lightning.networks.style import StyleGenerator
+from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
 from i2i_lightning.types import UserError
 from tests.checkpoints.style import peers
 from tests.checkpoints.style.test_importers import image, same
@@ -194,12 +196,12 @@ def test_there_and_back(tmp_path: Path, size_px: int, label_dim: int) -> None:
     generator = peers.stylegan2(size_px, channel_base=base, channel_max=4, label_dim=label_dim)
     judge = peers.discriminator(size_px, channel_base=base, channel_max=4, label_dim=label_dim)
     pickled = peers.write_nvidia(tmp_path / "g.pkl", generator, judge)
-    loaded = load_style_generator(pickled)
-    same(loaded, generator)
+    network, loaded = open_style(pickled).generator()
+    same(network, generator)
     expected = image(generator)
     converted = tmp_path / "g.pt"
     if label_dim:
-        assert torch.equal(image(loaded), expected)
+        assert torch.equal(image(network), expected)
         with pytest.raises(UserError, match=f"no labels \\(label_dim={label_dim}\\)"):
             write_rosinality(loaded, None, converted, "g.pkl")
         return
@@ -222,9 +224,34 @@ def test_there_and_back(tmp_path: Path, size_px: int, label_dim: int) -> None:
 
 @pytest.mark.parametrize(("base", "multiplier"), [(16384, 1), (32768, 2)])
 def test_published_channels(tmp_path: Path, base: int, multiplier: int) -> None:
-    generator = peers.stylegan2(64, channel_base=base, channel_max=512)
-    _, notes = rosinality.layout(generator, None, "x")
+    latent = {"z_dim": 512, "w_dim": 512, "mapping_layers": 8}
+    generator = StyleGAN2Generator(64, **latent, channel_base=base, channel_max=512)
+    _, notes = rosinality.layout(generator, None, "x", averaged=True)
     assert notes == [f"loads there with size=64 channel_multiplier={multiplier}"]
+    judge = peers.discriminator(64, channel_base=base, channel_max=512)
+    _, notes = rosinality.layout(generator, judge, "x", averaged=True)
+    assert notes[1:] == ["with the discriminator"]
+    judge = peers.discriminator(64, channel_base=49152 - base, channel_max=512)
+    _, notes = rosinality.layout(generator, judge, "x", averaged=True)
+    assert notes[2:] == ["to load the discriminator there, change its table of channels"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"z_dim": 256, "w_dim": 256}, "latent from 512 to 256"),
+        ({"mapping_layers": 2}, "n_mlp from 8 to 2"),
+        ({"channels": 1}, "channels of the image from 3 to 1"),
+        ({"channel_max": 256}, "the table of channels"),
+        ({"channel_base": 8192}, "the table of channels"),
+        ({"mapping_layers": 2, "channels": 4}, "n_mlp from 8 to 2, channels of the image from 3 to 4"),
+    ],
+)
+def test_what_that_projects_scripts_fix(arguments: dict[str, int], told: str) -> None:
+    settings = {"z_dim": 512, "w_dim": 512, "mapping_layers": 8, "channel_base": 16384, "channel_max": 512}
+    generator = StyleGAN2Generator(32, **settings | arguments)
+    _, notes = rosinality.layout(generator, None, "x", averaged=True)
+    assert notes == [f"to load it there, change in that project's code: {told}"]
 
 
 def test_layout_keeps_the_mapping_at_another_rate(tmp_path: Path) -> None:
@@ -234,13 +261,55 @@ def test_layout_keeps_the_mapping_at_another_rate(tmp_path: Path) -> None:
         for name, value in generator.named_parameters():
             if name.startswith("mapping"):
                 value.div_(10)
-    write_rosinality(generator, None, tmp_path / "g.pt", "x")
+    write_rosinality(LoadedStyle(generator, "x"), None, tmp_path / "g.pt", "x")
     torch.testing.assert_close(image(load_style_generator(tmp_path / "g.pt")), image(generator))
 
 
 def test_layout_tells_of_the_clamp() -> None:
-    _, notes = rosinality.layout(peers.stylegan2(conv_clamp=256.0), None, "x")
+    clamped = peers.stylegan2(conv_clamp=256.0)
+    _, notes = rosinality.layout(clamped, None, "x", averaged=True)
     assert notes[-1] == "that project does not clamp activations to 256, as this network does"
+    judge = peers.discriminator(conv_clamp=128.0)
+    _, notes = rosinality.layout(clamped, judge, "x", averaged=True)
+    assert notes[-1] == "that project does not clamp activations to 128, as this discriminator does"
+
+
+@pytest.mark.parametrize(("group", "told"), [(8, "8 images"), (1 << 16, "the whole batch")])
+def test_layout_tells_of_the_group(group: int, told: str) -> None:
+    judge = peers.discriminator(mbstd_group_size=group)
+    held, notes = rosinality.layout(peers.stylegan2(), judge, "x", averaged=True)
+    assert "d" in held
+    assert notes[-1] == f"that project's discriminator compares 4 images with each other, this one {told}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"mbstd_channels": 0}, "it has mbstd_channels=0, that project's 1"),
+        ({"mbstd_channels": 2}, "it has mbstd_channels=2, that project's 1"),
+        ({"architecture": "orig"}, "it has architecture=orig, that project's resnet"),
+        ({"label_dim": 2, "mapping_layers": 1}, "it has label_dim=2, that project's 0"),
+    ],
+)
+def test_layout_tells_of_a_discriminator_that_it_leaves_out(arguments: dict[str, Any], told: str) -> None:
+    held, notes = rosinality.layout(peers.stylegan2(), peers.discriminator(**arguments), "x", averaged=True)
+    assert "d" not in held
+    assert notes[-1] == f"without the discriminator: {told}"
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_what_is_no_average_does_not_come_back_as_one(tmp_path: Path, averaged: bool) -> None:
+    generator = peers.stylegan2()
+    loaded = LoadedStyle(generator, "x", averaged)
+    notes = write_rosinality(loaded, None, tmp_path / "g.pt", "x").notes
+    assert any("not known to be an average" in note for note in notes) is not averaged
+    found = open_style(tmp_path / "g.pt")
+    assert found.generator()[1].averaged is averaged
+    if averaged:
+        with pytest.raises(UserError, match="the file holds the average alone"):
+            found.generator(averaged=False)
+    else:
+        same(found.generator(averaged=False)[0], generator)
 
 
 @pytest.mark.parametrize(
@@ -252,4 +321,4 @@ def test_layout_tells_of_the_clamp() -> None:
 )
 def test_layout_refuses_what_it_has_not(generator: type[StyleGenerator], told: str) -> None:
     with pytest.raises(UserError, match=told):
-        rosinality.layout(generator(), None, "x")
+        rosinality.layout(generator(), None, "x", averaged=True)
