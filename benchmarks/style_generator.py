@@ -20,25 +20,21 @@ import yaml
 from torch import Tensor
 
 from benchmarks.train_step import machine
-from i2i_lightning.checkpoints.io import read_checkpoint
+from i2i_lightning.checkpoints.style.load import open_style
 from i2i_lightning.data.toyfaces.dataset import ToyFaces
 from i2i_lightning.data.toyfaces.images import ToyFacesPictures
 from i2i_lightning.metrics.judge_distance import JudgeFeatures, judge_distance
 from i2i_lightning.networks.style import StyleGenerator
-from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
 
 SUBSET, SUBSETS = 500, 50
 
 
 def averaged(path: Path) -> tuple[StyleGenerator, int]:
     """Return the averaged generator of a checkpoint, and the images that it had seen."""
-    checkpoint = read_checkpoint(path)
-    node = {k: v for k, v in checkpoint["method_config"]["generator"].items() if not k.startswith("_")}
-    generator = StyleGAN2Generator(**node)
-    prefix = "averages.generator."
-    state = checkpoint["state_dict"]
-    generator.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-    return generator.eval(), int(checkpoint["images_seen"])
+    generator, loaded = open_style(path).generator()
+    assert loaded.averaged
+    assert loaded.provenance is not None
+    return generator, int(loaded.provenance["images_seen"])
 
 
 @torch.no_grad()

@@ -88,7 +88,7 @@ def _why_unwritten(error: OSError | RuntimeError) -> str:
     """Return why a file could not be written, without numbers of errors and lines of torch's source."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = _first_line(error)
+    text = first_line(error)
     if "unexpected pos" in text:
         return "torch could not write all of it; is the disk full?"
     named = re.search(r"strerror: (.+)", text)
@@ -139,7 +139,7 @@ def read_tensors(path: str | Path) -> Any:
     except Exception as error:
         # A damaged or forged file fails in as many ways as readers of zip archives and pickles have.
         # torch's own goes on for four sentences.
-        reason = _first_line(error).partition(". ")[0]
+        reason = first_line(error).partition(". ")[0]
         raise UserError(f"{path}: not a whole checkpoint file ({reason})") from error
 
 
@@ -159,7 +159,8 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
     return str(error).partition("\n")[0] or type(error).__name__
 
 

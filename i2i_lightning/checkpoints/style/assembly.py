@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from i2i_lightning.checkpoints.io import first_line
 from i2i_lightning.checkpoints.style.contents import Numbers, StyleNetwork
 from i2i_lightning.checkpoints.style.mean import mean_latent
 from i2i_lightning.checkpoints.style.shapes import MAX_LAYERS
@@ -35,7 +36,7 @@ def generator_of(network: StyleNetwork) -> StyleGenerator:
         with torch.device("meta"), _Outline():  # no random weights, only to lose them
             generator = build(network.config)
     except (UserError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise Refused(f"its config is impossible: {_first_line(error)}") from None
+        raise Refused(f"its config is impossible: {first_line(error)}") from None
     state = dict(network.state)
     lacks_mean = "mapping.w_avg" not in state
     if lacks_mean and generator.label_dim:
@@ -59,7 +60,7 @@ def discriminator_of(network: StyleNetwork) -> StyleGAN2Discriminator:
         with torch.device("meta"), _Outline():
             discriminator = StyleGAN2Discriminator(**network.config)
     except (UserError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise Refused(f"its config is impossible: {_first_line(error)}") from None
+        raise Refused(f"its config is impossible: {first_line(error)}") from None
     _fill(discriminator, network.state)
     return discriminator.eval()
 
@@ -118,7 +119,3 @@ def _tensor(values: Numbers | Tensor) -> Tensor:
     if isinstance(values, Tensor):
         return values.detach().to(torch.float32, copy=True).contiguous()
     return torch.from_numpy(np.array(values, np.float32, order="C"))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

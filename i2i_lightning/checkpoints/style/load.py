@@ -211,11 +211,11 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _find(given: str | Path) -> StyleFile | None:
-    if given == "embedded":
+    if str(given) == "embedded":
         if not EMBEDDED.is_file():
             raise UserError(f"embedded: {EMBEDDED} is missing; install i2i_lightning anew")
         return _safetensors(EMBEDDED, "embedded")
-    if given == "ffhq":
+    if str(given) == "ffhq":
         return _mobile(None, "ffhq")
     path = Path(given).expanduser()
     if _may_be_mobile(path):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from i2i_lightning.checkpoints.io import write_beside
+from i2i_lightning.checkpoints.io import first_line, write_beside
 from i2i_lightning.checkpoints.style.contents import Numbers, StyleNetwork, Weights
 from i2i_lightning.checkpoints.style.values import Missing, Refused, shown
 from i2i_lightning.networks.style import ARCHITECTURES, StyleGenerator
@@ -83,7 +83,7 @@ def style_header(path: Path) -> dict[str, Any] | None:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise Refused(f"it is not a whole safetensors file ({_first_line(error)})") from None
+        raise Refused(f"it is not a whole safetensors file ({first_line(error)})") from None
     if HEADER not in metadata:
         return None
     try:
@@ -119,10 +119,6 @@ def read_safetensors(path: Path, role: str) -> StyleNetwork:
     provenance = provenance if type(provenance) is dict else {}
     averaged = provenance.get(AVERAGED) is True
     return StyleNetwork(header["config"], state, averaged, provenance=provenance)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
 
 
 # -------------------- checkpoints
@@ -190,4 +186,6 @@ def _part(held: Mapping[str, Any], prefix: str) -> dict[str, Numbers]:
 
 
 def _progress(held: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: held[key] for key in ("epoch", "global_step") if isinstance(held.get(key), int)}
+    return {
+        key: held[key] for key in ("epoch", "global_step", "images_seen") if isinstance(held.get(key), int)
+    }

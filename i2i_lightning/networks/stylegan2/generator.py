@@ -86,11 +86,6 @@ class MappingNetwork(StyleMapping):
                 x = getattr(self, f"fc{index}")(x)
         return x
 
-    @torch.no_grad()
-    def track(self, w: Tensor, decay: float) -> None:
-        """Move ``w_avg`` towards the mean of a batch of ``w (N, w_dim)`` by ``1 - decay``."""
-        self.w_avg.copy_(w.detach().mean(0).lerp(self.w_avg, decay))
-
 
 class SynthesisLayer(nn.Module):
     """Modulated 3x3 convolution, noise, bias, leaky ReLU.

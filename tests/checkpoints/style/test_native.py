@@ -77,7 +77,8 @@ def checkpoint(path: Path, averaged: bool = True, last_too: bool = True) -> list
         "discriminator": node("discriminator.StyleGAN2Discriminator", **judge.arguments),
         "truncation": 0.7,
     }
-    held = {"state_dict": state | {"path_length_mean": torch.zeros([])}, "method_config": config, "epoch": 3}
+    held = {"state_dict": state | {"path_length_mean": torch.zeros([])}, "method_config": config}
+    held |= {"epoch": 3, "global_step": 24, "images_seen": 96}
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(held, path)
     return [average, last]
@@ -89,7 +90,9 @@ def test_checkpoint(tmp_path: Path, name: str) -> None:
     same(load_style_generator(tmp_path / name), average)
     same(load_style_generator(tmp_path / name, averaged=False), last)
     same(load_style_discriminator(tmp_path / name), peers.discriminator())
-    assert open_style(tmp_path / name).generator()[1].averaged
+    known = open_style(tmp_path / name).generator()[1]
+    assert known.averaged
+    assert known.provenance == {"epoch": 3, "global_step": 24, "images_seen": 96}
 
 
 def test_checkpoint_without_average(tmp_path: Path) -> None:
@@ -127,6 +130,7 @@ def test_embedded() -> None:
     assert generator.size_px == 32
     assert describe_style(generator).startswith("StyleGAN2 generator, 32 px, 3 channels (z_dim=128")
     same(load_style_generator(), generator)
+    same(load_style_generator(Path("embedded")), generator)
     assert open_style("embedded").generator()[1].averaged
     with pytest.raises(UserError, match=r"^embedded: not loaded: averaged=false: the file holds the average"):
         load_style_generator(averaged=False)
@@ -134,8 +138,9 @@ def test_embedded() -> None:
 
 def test_names_are_not_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("I2I_WEIGHTS_DIR", str(tmp_path))
-    with pytest.raises(UserError, match="i2i-weights"):
-        load_style_generator("ffhq")
+    for name in ("ffhq", Path("ffhq")):
+        with pytest.raises(UserError, match="i2i-weights"):
+            load_style_generator(name)
 
 
 @pytest.mark.parametrize(
