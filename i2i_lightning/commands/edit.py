@@ -43,8 +43,13 @@ def edit(run: Run) -> None:
     operation = instantiate(config.operation, _convert_="all")
     if options["paste"] is not None and not getattr(operation, "pastes", False):
         raise UserError(
-            f"paste={options['paste']}: edits of latents alone are put back: morph, corners, "
-            "expression_transfer, style_transfer, direction; edits in masks are with align=true"
+            f"paste={options['paste']}: edits of latents alone are put back: {_operations('pastes')}; "
+            "edits in masks are with align=true"
+        )
+    if options["align"] and not getattr(operation, "reads_pictures", False):
+        raise UserError(
+            f"align=true: this edit reads no pictures; {_operations('reads_pictures')} do, "
+            "expression_transfer with operation.neutral and operation.expressive"
         )
     studio = _studio(config, options, operation.takes)
     with output_folder(options["output"], "edit") as studio.folder:
@@ -55,6 +60,17 @@ def edit(run: Run) -> None:
         print(f"  {line}")
     for name, value in studio.figures.items():
         print(f"  {name}: {value:.4g}")
+
+
+def _operations(mark: str) -> str:
+    """Return the names of the operations that bear a mark."""
+    from hydra.utils import get_class
+    from omegaconf import OmegaConf
+
+    from i2i_lightning.cli.folders import conf_dir
+
+    files = sorted((conf_dir() / "operation").glob("*.yaml"))
+    return ", ".join(file.stem for file in files if hasattr(get_class(OmegaConf.load(file)._target_), mark))
 
 
 def _studio(config: Any, options: dict[str, Any], takes: int) -> Studio:
@@ -68,6 +84,7 @@ def _studio(config: Any, options: dict[str, Any], takes: int) -> Studio:
     from hydra.utils import instantiate
 
     from i2i_lightning.checkpoints import load_style_generator
+    from i2i_lightning.checkpoints.style.load import open_style
     from i2i_lightning.commands.output import check_output
     from i2i_lightning.data.checks import check_choice
     from i2i_lightning.sampling.edits.inputs import Reader
@@ -89,7 +106,7 @@ def _studio(config: Any, options: dict[str, Any], takes: int) -> Studio:
     effort = instantiate(config.effort, _convert_="all")
     source = options["generator"]["path"]
     try:
-        generator = load_style_generator(source)
+        generator, about = open_style(source).generator()
     except UserError as error:
         key = "generator=" if str(error).startswith(source) else ""
         raise UserError(f"{key}{error}") from None
@@ -120,6 +137,7 @@ def _studio(config: Any, options: dict[str, Any], takes: int) -> Studio:
         options["seed"],
         options["tile_px"],
         load_style_generator,
+        "ToyFaces" in str((about.provenance or {}).get("data")),
         read_faces,
         photo,
     )

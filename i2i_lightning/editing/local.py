@@ -34,7 +34,7 @@ class Effort:
         noise_steps: Steps on the noise maps; 0 leaves them alone.
         noise_rate: Adam's rate there; None has one for each map by how much it does to the image; see
             :func:`~i2i_lightning.methods.inversion.leaves.noise_rates`.
-        blur_px: Deviation of the Gaussian that softens masks; None is a thirty-second of the side.
+        blur_px: Deviation of the Gaussian that softens masks and boxes; None is a thirty-second of the side.
     """
 
     latent_steps: int = 300

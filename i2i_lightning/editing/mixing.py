@@ -44,6 +44,8 @@ def rows_of(layers: Any, row_names: Sequence[str], key: str = "layers") -> list[
             rows.update(whole_numbers(part, key, len(row_names) - 1, "rows"))
         else:
             raise UserError(f"{key}={shown}: give {', '.join(STYLES)}, or rows such as 0-{len(sizes) - 1}")
+    if not rows:
+        raise UserError(f"{key}={shown}: names no row, and nothing would change; give rows, or null")
     return sorted(rows)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 
 from i2i_lightning.checkpoints.directions import load_directions
 from i2i_lightning.checkpoints.latents import Latent, load_latent, save_latent
+from i2i_lightning.checkpoints.style.load import LoadedStyle
 from i2i_lightning.cli import help as help_page
 from i2i_lightning.cli.folders import conf_dir
 from i2i_lightning.commands.edit import APP
@@ -52,7 +54,9 @@ GENERATORS = {
     "other": lambda: tiny(seed=1),
     "grey": lambda: tiny(channels=1),
     "classes": lambda: tiny(label_dim=2),
+    "faces": lambda: tiny(),
 }
+PROVENANCE = {"faces": {"data": "ToyFaces photos"}, "other": {"data": "cats"}}
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +69,12 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
     """Run the command on a small generator; return its exit status and what it printed."""
-    monkeypatch.setattr("i2i_lightning.checkpoints.load_style_generator", lambda path: GENERATORS[path]())
+
+    def opened(path: str) -> Any:
+        loaded = LoadedStyle(GENERATORS[path](), "", provenance=PROVENANCE.get(path))
+        return SimpleNamespace(generator=lambda averaged=True: (loaded.network, loaded))
+
+    monkeypatch.setattr("i2i_lightning.checkpoints.style.load.open_style", opened)
 
     def run(*words: str) -> tuple[int, str]:
         named = [] if any(word.startswith("generator=") for word in words) else ["generator=tiny"]
@@ -279,16 +288,21 @@ def test_styles(shell: Shell) -> None:
 # Directions.
 
 
-@pytest.mark.parametrize("find", ["components", "factorisation"])
-def test_directions_are_found_kept_and_taken_up_again(shell: Shell, find: str) -> None:
+@pytest.mark.parametrize(
+    ("find", "name"),
+    [
+        (["operation.find=components", "operation.samples=100"], "pca_1"),
+        (["operation.find=factorisation"], "sefa_1"),
+        (["operation.find=factorisation", "operation.attribute=the nose"], "the nose"),
+    ],
+)
+def test_directions_are_found_kept_and_taken_up_again(shell: Shell, find: list[str], name: str) -> None:
     words = ["operation=direction", "operation.strengths=-2,0,2", "seeds=1"]
-    status, text = shell(
-        *words, f"operation.find={find}", "operation.component=1", "operation.samples=100",
-        "operation.rows=0-1", "output=out",
-    )  # fmt: skip
+    status, text = shell(*words, *find, "operation.component=1", "operation.rows=0-1", "output=out")
     assert status == 0, text
-    (file,) = Path("out").glob("*.safetensors")
+    file = Path(f"out/{name.replace(' ', '_')}.safetensors")
     (fields,) = load_directions(file)
+    assert fields["name"] == name
     assert fields["rows"] == (0, 1)
     assert fields["fingerprint"] == tiny().fingerprint()
     step = 2 * fields["scale"] * fields["vector"]
@@ -339,14 +353,18 @@ def test_directions_of_labelled_latents(shell: Shell) -> None:
     w = of_seeds(*range(40))
     hidden = torch.nn.functional.normalize(torch.randn(8, generator=torch.Generator().manual_seed(3)), dim=0)
     scores = w[:, 0] @ hidden
-    for index in range(40):
-        save_latent(f"all/{index:02d}.safetensors", Latent(w[index], tiny().fingerprint(), f"{index:02d}"))
+    for index in range(42):
+        latent = Latent(w[index % 40], tiny().fingerprint(), f"{index:02d}")
+        save_latent(f"all/{index:02d}.safetensors", latent)
     lines = [f"{index:02d},{float(scores[index])}" for index in range(40)]
     Path("tilt.csv").write_text("\n".join(["name,value", *lines, "nobody,1"]))
     words = ["operation=direction", "operation.labels=tilt.csv", "operation.labelled=all", "seeds=0"]
     status, text = shell(*words, "operation.strengths=1", "output=out")
     assert status == 0, text
     assert "note: 1 of 41 labels are of latents that are not given" in text
+    unused = "2 of 42 latents have no label, and are left out of the search"
+    assert f"  note: {unused}\n" in text
+    assert unused in json.loads(Path("out/result.json").read_text())["notes"]
     (fields,) = load_directions("out/tilt.safetensors")
     along = w[:, 0] @ fields["vector"][0]
     assert float(torch.corrcoef(torch.stack([along, scores]))[0, 1]) > 0.95
@@ -370,6 +388,11 @@ def test_directions_of_what_the_judge_reads(shell: Shell) -> None:
     )
     text = shell(*words, "operation.attribute=grin")[1]
     assert text.startswith("i2i-edit: operation.attribute=grin: give one of yaw, pitch, roll, ")
+    says, smile = "the judge reads toy faces; this generator is not known to draw them", [*words, *SMILE]
+    assert f"  note: {says}\n" in shell(*smile, "generator=other", "output=cats")[1]
+    assert says in json.loads(Path("cats/result.json").read_text())["notes"]
+    status, text = shell(*smile, "generator=faces", "output=faces")
+    assert (status, says in text) == (0, False)
     assert "reads RGB toy faces" in shell(*words, "generator=grey", "operation.attribute=smile")[1]
 
 
@@ -432,8 +455,9 @@ def test_a_part_of_a_face(shell: Shell) -> None:
     a_latent("a", 0, noise=noise_of(tiny(), 0))
     a_latent("b", 1)
     words = ["operation=attribute_transfer", "operation.box=2,3,8,9", "latents=run", "output=out"]
-    status, text = shell(*words, "operation.to=6,6")
+    status, text = shell(*words, "operation.to=6,6", "effort.blur_px=0")
     assert status == 0, text
+    assert (pixels("out/steps/2_mask.png") > 0).sum() == 36  # as hard as it is asked for
     assert "note: layer b8.conv1" in text
     assert sorted(path.name for path in Path("out/steps").iterdir()) == [
         "0_face.png",
@@ -557,7 +581,10 @@ def test_a_photo_to_put_back_into_is_checked_first(shell: Shell, monkeypatch: py
         ["operation=attribute_transfer", "operation.box=2,3,8,9"],
     ):
         text = shell(*words, "paste=me.png")[1]
-        assert text.startswith("i2i-edit: paste=me.png: edits of latents alone are put back: morph, corners,")
+        assert text.startswith(
+            "i2i-edit: paste=me.png: edits of latents alone are put back: corners, direction, "
+            "expression_transfer, morph, style_transfer; edits in masks"
+        )
         assert text.count("\n") == 1
     assert shell("paste=no.png")[1] == "i2i-edit: paste=no.png: missing\n"
     Path("me.landmarks.json").write_text("[]")
@@ -606,6 +633,7 @@ def files() -> None:
 
 
 BOX = ["operation=attribute_transfer", "operation.box=1,2,3,4"]
+SMILE = ["operation.attribute=smile", "operation.strengths=1"]
 LONG = ["tile_px=3000", "video.frames=100"]
 INPAINT = ["operation=inpaint", "operation.image=square.png", "operation.hole=mask.png"]
 
@@ -656,6 +684,36 @@ INPAINT = ["operation=inpaint", "operation.image=square.png", "operation.hole=ma
             ["operation=local_edit", "operation.photo=square.png", "operation.scribbled=square.png"],
             "operation.scribbled: shows the same as operation.photo",
         ),
+        # Options that would do nothing.
+        *(
+            ([f"operation={operation}", "seeds=0,1"], "latents: 2 given; this edit takes none: it searches")
+            for operation in ("inpaint", "crossover", "local_style_transfer")
+        ),
+        (["align=true"], "align=true: this edit reads no pictures; crossover, expression_transfer, "),
+        (["operation=attribute_transfer", "align=true"], "align=true: this edit reads no pictures; "),
+        (["operation=expression_transfer", "align=true"], "align=true: this edit reads no pictures; "),
+        (
+            ["operation=expression_transfer", "operation.rows=1"],
+            "operation.rows=1: needs operation.neutral and operation.expressive",
+        ),
+        (
+            ["operation=expression_transfer", "operation.anchor=3"],
+            "operation.anchor=3: needs operation.neutral and operation.expressive",
+        ),
+        (["operation=expression_transfer", "operation.layer=b8"], "operation.layer=b8: needs operation.box"),
+        *(
+            (["operation=direction", *words], f"{words[0]}: needs {needs}")
+            for words, needs in (
+                (["operation.labels=a.csv", "operation.find=factorisation"], "operation.find=labels"),
+                (["operation.labels=a.csv", "operation.find=components"], "operation.find=labels"),
+                (["operation.labelled=run"], "operation.find=labels"),
+                (["operation.component=1", "operation.labels=a.csv"], "operation.file or operation.find"),
+                (["operation.samples=50", "operation.file=a.pt"], "operation.find=components or "),
+                (["operation.of=tiny"], "operation.file or operation.orthogonal_to"),
+            )
+        ),
+        ([*INPAINT, "operation.rows=[]"], "operation.rows=[]: names no row, and nothing would change"),
+        (["operation=direction", "operation.rows=[]"], "operation.rows=[]: names no row, and nothing"),
         (["convert=maybe"], "convert=maybe: choose one of none, match"),
         (["video.frames=-1"], "video.frames=-1: give 0, for no animation, or more"),
         (["output=run"], "output=run: is there already and not empty"),

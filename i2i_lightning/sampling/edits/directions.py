@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from i2i_lightning.checkpoints.directions import load_directions, save_direction
 from i2i_lightning.checkpoints.latents import Latent, check_belongs
 from i2i_lightning.data.checks import check_choice
 from i2i_lightning.editing.directions import Direction, factorisation, found, principal_components, without
-from i2i_lightning.editing.mixing import rows_of
 from i2i_lightning.editing.ranges import as_written
 from i2i_lightning.sampling.edits.inputs import latent_files, numbers_of, read_latents
 from i2i_lightning.sampling.edits.studio import Cell, Studio
@@ -22,6 +21,13 @@ from i2i_lightning.sampling.sampler import Sampler
 from i2i_lightning.types import UserError
 
 FINDS = ("components", "factorisation", "labels", "faces")
+NEEDS = {
+    "component": ("file", "components", "factorisation"),
+    "labels": ("labels",),
+    "labelled": ("labels",),
+    "samples": ("components", "faces"),
+}
+"""Options that speak of some ways to a direction alone, and these."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class AlongDirection:
         component: Number of the component, from 0, of a file or method that has several.
         labels: CSV file with the columns ``name`` and ``value``, for ``find=labels``.
         labelled: Latent files, or a folder of them, that those names mean; None takes ``latents``.
-        attribute: What is read off toy faces, as ``smile`` or ``is_glasses``; or the name of the direction.
+        attribute: What is read off toy faces, as ``smile`` or ``is_glasses``; elsewhere, a name for the
+            direction.
         samples: Latents that components and faces are taken from.
         rows: Rows of w_plus that it moves: coarse, middle, fine, or 0-3; None for its own.
         strengths: Steps along it, in its usual size.
@@ -67,6 +74,21 @@ class AlongDirection:
             raise UserError(
                 f"operation: component={self.component}, samples={self.samples}: give at least 0, and 10"
             )
+        defaults = {each.name: each.default for each in fields(self)}
+        for key, ways in NEEDS.items():
+            if getattr(self, key) != defaults[key] and self.way not in ways:
+                shown = as_written(getattr(self, key))
+                needed = (f"operation.{way}" if way == "file" else f"operation.find={way}" for way in ways)
+                raise UserError(f"operation.{key}={shown}: needs {' or '.join(needed)}")
+        if self.of is not None and self.file is None and self.orthogonal_to is None:
+            raise UserError(f"operation.of={self.of}: needs operation.file or operation.orthogonal_to")
+
+    @property
+    def way(self) -> str:
+        """Where the direction comes from: ``file``, or one of :data:`FINDS`."""
+        if self.file is not None:
+            return "file"
+        return self.find or ("components" if self.labels is None else "labels")
 
     def run(self, studio: Studio) -> None:
         """Write ``direction.png``, a row for each latent, and the direction itself."""
@@ -97,8 +119,10 @@ class AlongDirection:
     def direction(self, studio: Studio) -> Direction:
         """Return the direction, checked against the generator."""
         direction = self._read(self.file, studio) if self.file is not None else self._found(studio)
-        if self.rows is not None:
-            rows = rows_of(self.rows, studio.generator.row_names, "operation.rows")
+        if self.attribute:
+            direction = _changed(direction, name=self.attribute)
+        rows = studio.rows(self.rows)
+        if rows is not None:
             direction = _changed(direction, rows=tuple(rows))
         if self.orthogonal_to is not None:
             given = [self.orthogonal_to] if isinstance(self.orthogonal_to, str) else list(self.orthogonal_to)
@@ -149,14 +173,12 @@ class AlongDirection:
 
     def _found(self, studio: Studio) -> Direction:
         generator, number = studio.generator, self.component
-        find = self.find or ("labels" if self.labels is not None else "components")
-        if find == "labels":
+        if self.way == "labels":
             return self._of_labels(studio)
-        if find == "faces":
+        if self.way == "faces":
             return self._of_faces(studio)
-        if find == "factorisation":
-            rows = None if self.rows is None else rows_of(self.rows, generator.row_names, "operation.rows")
-            directions = factorisation(generator, rows, number + 1)
+        if self.way == "factorisation":
+            directions = factorisation(generator, studio.rows(self.rows), number + 1)
         else:
             if generator.label_dim:
                 raise UserError("operation.find=components: the generator has classes; take factorisation")
@@ -176,6 +198,9 @@ class AlongDirection:
         missing = [name for name in values if name not in {latent.name for latent in latents}]
         if missing:
             studio.note(f"{len(missing)} of {len(values)} labels are of latents that are not given")
+        if len(chosen) < len(latents):
+            left = len(latents) - len(chosen)
+            studio.note(f"{left} of {len(latents)} latents have no label, and are left out of the search")
         if len(chosen) < 2:
             raise UserError(
                 f"operation.labels={self.labels}: {len(chosen)} of its names are those of latents given; a "
@@ -189,7 +214,7 @@ class AlongDirection:
                 "some that differ"
             )
         binary = bool(((labels == 0) | (labels == 1) | (labels == -1)).all())
-        name = self.attribute or Path(self.labels).stem
+        name = Path(self.labels).stem
         source = f"{len(chosen)} latents labelled by {Path(self.labels).name}"
         return found(studio.generator, name, w.to(studio.generator.w_avg), labels.to(w), source, binary)
 
@@ -197,6 +222,8 @@ class AlongDirection:
         generator = studio.generator
         if studio.read_faces is None or generator.channels != 3 or generator.label_dim:
             raise UserError("operation.find=faces: reads RGB toy faces of a generator without classes")
+        if not studio.draws_toy_faces:
+            studio.note("the judge reads toy faces; this generator is not known to draw them")
         sampler, name = Sampler(generator, generator.w_avg.device), str(self.attribute)
         latents, values = [], []
         for start in range(0, self.samples, sampler.batch_size):
@@ -220,7 +247,8 @@ def _labels(path: Path) -> dict[str, float]:
     """Return the value of each name in a CSV file with a header.
 
     Raises:
-        UserError: If it is missing, not such a file, or one of its values is no finite number.
+        UserError: If it is missing, not such a file, has two values for a name, or one that is no finite
+            number.
     """
     if not path.is_file():
         raise UserError(f"operation.labels={path}: no such file")
@@ -231,9 +259,12 @@ def _labels(path: Path) -> dict[str, float]:
             raise UserError(f"operation.labels={path}: its first line must name the columns name and value")
         values: dict[str, float] = {}
         for row in reader:
-            values[str(row["name"])] = _number(
-                row["value"], f"operation.labels={path}, line {reader.line_num}"
-            )
+            name, where = str(row["name"]), f"operation.labels={path}, line {reader.line_num}"
+            value = _number(row["value"], where)
+            if values.setdefault(name, value) != value:
+                raise UserError(
+                    f"{where}: {name!r} has {value:g} here and {values[name]:g} above; leave one value"
+                )
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else f"cannot be read ({error})"
         raise UserError(f"operation.labels={path}: {what}; save it as CSV in UTF-8") from None

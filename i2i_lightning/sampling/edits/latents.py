@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from i2i_lightning.checkpoints.latents import Latent
 from i2i_lightning.editing.interpolation import lerp
 from i2i_lightning.editing.local import attribute_transfer
 from i2i_lightning.editing.mixing import mix
+from i2i_lightning.editing.ranges import as_written
 from i2i_lightning.editing.transfer import corners, embed_difference, expression_transfer, style_transfer
 from i2i_lightning.sampling.edits.inputs import box_of, numbers_of
 from i2i_lightning.sampling.edits.studio import Cell, Studio, blended
@@ -127,19 +128,33 @@ class ExpressionTransfer:
     anchor: float = 10.0
     pastes = True
 
+    def __post_init__(self) -> None:
+        if self.box is None and self.layer is not None:
+            raise UserError(f"operation.layer={self.layer}: needs operation.box")
+        defaults = {each.name: each.default for each in fields(self)}
+        for key in ("rows", "anchor"):
+            if not self.reads_pictures and getattr(self, key) != defaults[key]:
+                shown = as_written(getattr(self, key))
+                raise UserError(f"operation.{key}={shown}: needs operation.neutral and operation.expressive")
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether photos are given."""
+        return self.neutral is not None or self.expressive is not None
+
     @property
     def takes(self) -> int:
         """Latents that it takes at least."""
-        return 3 if self.neutral is None and self.expressive is None else 1
+        return 1 if self.reads_pictures else 3
 
     def run(self, studio: Studio) -> None:
         """Write ``expression.png``: neutral, expressive, and the face at every strength."""
         strengths = numbers_of(self.strengths, "operation.strengths")
         searches: dict[str, Any] = {}
-        if self.takes == 3:
-            latents = studio.take(3, 3, "the face, a neutral face, and the same with an expression")
-        else:
+        if self.reads_pictures:
             latents, searches = self._search(studio)
+        else:
+            latents = studio.take(3, 3, "the face, a neutral face, and the same with an expression")
         face, neutral, expressive = latents
         settings = {
             "neutral": neutral.name,

@@ -24,6 +24,9 @@ from i2i_lightning.sampling.edits.inputs import Picture, box_of, corner_of
 from i2i_lightning.sampling.edits.studio import Studio
 from i2i_lightning.types import UserError
 
+EMBEDS = "it searches for those of its pictures"
+"""Why an edit takes no latents."""
+
 
 @dataclass(frozen=True)
 class Crossover:
@@ -39,9 +42,11 @@ class Crossover:
     around: str | None = None
     mask: str | None = None
     takes = 0
+    reads_pictures = True
 
     def run(self, studio: Studio) -> None:
         """Write the result and the steps to it."""
+        studio.take(0, 0, EMBEDS)
         read = studio.reader
         inside, around = (
             read.picture(f"operation.{key}", getattr(self, key)) for key in ("inside", "around")
@@ -75,9 +80,11 @@ class Inpaint:
     hole: str | None = None
     rows: Any = None
     takes = 0
+    reads_pictures = True
 
     def run(self, studio: Studio) -> None:
         """Write the result and the steps to it."""
+        studio.take(0, 0, EMBEDS)
         picture = studio.reader.picture("operation.image", self.image)
         hole = studio.reader.mask("operation.hole", self.hole, picture)
         made = inpaint(
@@ -113,6 +120,7 @@ class LocalEdit:
     rows: Any = None
     anchor: float = 1.0
     takes = 0
+    reads_pictures = True
 
     def run(self, studio: Studio) -> None:
         """Write the result and the steps to it."""
@@ -168,9 +176,11 @@ class LocalStyleTransfer:
     mask: str | None = None
     weight: float = 1.0
     takes = 0
+    reads_pictures = True
 
     def run(self, studio: Studio) -> None:
         """Write the result and the steps to it."""
+        studio.take(0, 0, EMBEDS)
         read = studio.reader
         content, style = (
             read.picture(f"operation.{key}", getattr(self, key)) for key in ("content", "style")
@@ -198,13 +208,11 @@ class AttributeTransfer:
         box: left, top, right, bottom in pixels of the generator's images.
         layer: Layer of the generator; None takes the last convolution at 32 px, or at half of smaller images.
         to: left, top of where the box goes; None for the same place.
-        blur_px: Deviation of the Gaussian that softens the box; None is a thirty-second of the side.
     """
 
     box: Any = None
     layer: str | None = None
     to: Any = None
-    blur_px: float | None = None
     takes = 2
 
     def run(self, studio: Studio) -> None:
@@ -224,7 +232,7 @@ class AttributeTransfer:
             layer,
             face.maps(place),
             donor.maps(place),
-            self.blur_px,
+            studio.effort.blur_px,
             to,
         )
         studio.note(f"layer {layer}; the result is no latent's picture, and has no latent file")

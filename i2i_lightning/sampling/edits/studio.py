@@ -58,6 +58,7 @@ class Studio:
         seed: Of searches.
         tile_px: Side of pictures in sheets and animations; None takes one that is good to look at.
         load_generator: Loads another generator, to compare with.
+        draws_toy_faces: Whether the generator is known to be of toy faces.
         read_faces: Reads named numbers off images (N, 3, H, W), of toy faces; None where nothing can.
         photo: A face and the picture that it was cut out of: all that is written is put back there, too.
         progress: Called for each picture, with how many more are expected.
@@ -82,6 +83,7 @@ class Studio:
     seed: int = 0
     tile_px: int | None = None
     load_generator: Callable[[str], StyleGenerator] | None = None
+    draws_toy_faces: bool = False
     read_faces: Callable[[Tensor], Mapping[str, Tensor]] | None = None
     photo: Picture | None = None
     progress: Callable[[], None] = lambda: None
@@ -103,9 +105,10 @@ class Studio:
         """
         count = len(self.latents)
         if count < least or (most is not None and count > most):
-            wanted = (
-                f"{least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
-            )
+            if most is None:
+                wanted = f"at least {least}"
+            else:
+                wanted = f"{least} to {most}" if least < most else f"{least}" if most else "none"
             raise UserError(f"latents: {count} given; this edit takes {wanted}: {what}")
         return self.latents
 

@@ -89,6 +89,7 @@ def test_a_direction_is_not_kept_from_itself(
         (b"name,value\n0,1\n1,nan\n", "x.csv, line 3: 'nan' is no finite number"),
         (b"name,value\n0,1\n1,-inf\n", "x.csv, line 3: '-inf' is no finite number"),
         (b"name,value\n0,1e300\n1,2\n", "x.csv, line 2: '1e300' is no finite number"),
+        (b"name,value\n0,1\n1,2\n0,1\n0,3\n", "x.csv, line 5: '0' has 3 here and 1 above; leave one value"),
         (b"name,value\n0,1\n1\n", "x.csv, line 3: None is no number"),
         ("name,value\nö,1\n".encode("latin-1"), "x.csv: is not UTF-8; save it as CSV in UTF-8"),
         ("name,value\n0,1\n".encode("utf-16"), "x.csv: is not UTF-8; save it as CSV in UTF-8"),
