@@ -34,6 +34,7 @@ Array = npt.NDArray[Any]
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".npy", ".ppm", ".pgm")
 KINDS = ("image", "labels")
 CONVERSIONS = ("none", "match")
+MATCH_HINT = ", or data.convert=match to convert"
 
 # Below this an image cannot show anything, and is a broken download more often than not.
 MIN_SIDE_PX = 8
@@ -56,6 +57,8 @@ class SideFormat:
         channels: The image's channels, or the number of classes of the label map.
         convert: ``"none"``, or ``"match"`` to let PIL convert 8-bit files to the configured one or three
             channels.
+        fixed_by: Where no key could change the channels, what does not let it, up to what they are:
+            ``this generator draws`` RGB.
         mask: Whether the image is a mask: where a file's alpha varies, the mask is that alone, as editors
             export a layer that was painted on.
     """
@@ -64,7 +67,21 @@ class SideFormat:
     kind: str
     channels: int
     convert: str = "none"
+    fixed_by: str = ""
     mask: bool = False
+
+    @property
+    def _channels_named(self) -> str:
+        return _CHANNEL_NAMES.get(self.channels, f"{self.channels} channels")
+
+    @property
+    def wanted(self) -> str:
+        """What files must agree with, for messages."""
+        return f"{self.fixed_by} {self._channels_named}" if self.fixed_by else self.channels_key
+
+    def mend(self, change: str) -> str:
+        """Return how a file comes to agree: by ``change``, or saved anew where the channels are fixed."""
+        return f"save it as {self._channels_named}" if self.fixed_by else change
 
     @property
     def channels_key(self) -> str:
@@ -81,7 +98,7 @@ class SideFormat:
         return np.uint8 if self.channels <= 256 else np.uint16
 
 
-MASK = SideFormat("", "image", 1, "match", mask=True)
+MASK = SideFormat("", "image", 1, "match", "a mask is", mask=True)
 """What a file of a mask is supposed to be: white, or opaque, where it counts."""
 
 
@@ -187,8 +204,10 @@ def _array_header(array: Array, side: SideFormat) -> Header:
     if channels != side.channels:
         first = array.shape[0]
         moved = array.ndim == 3 and first == side.channels
-        mend = "arrays are (H, W, C): move the channels last" if moved else f"set {side.key('channels')}"
-        raise FileProblem(f"not of {side.channels_key} channels", mend, f"shape {array.shape}")
+        mend = "arrays are (H, W, C): move the channels last"
+        what = f"of other channels: {side.wanted}" if side.fixed_by else f"not of {side.wanted} channels"
+        mend = mend if moved else side.mend(f"set {side.key('channels')}")
+        raise FileProblem(what, mend, f"shape {array.shape}")
     if array.dtype.kind == "f":
         return Header(height, width, "float32")
     if array.dtype not in (np.uint8, np.uint16):
@@ -288,7 +307,7 @@ def _image_header(path: Path, side: SideFormat) -> Header:
     if _is_tiff(path) and not _pil_reads_tiff_exactly(path):
         array, is_palette = _open_tiff(path)
         if is_palette and side.kind == "image":
-            raise _palette_problem()
+            raise _palette_problem(side)
         return _array_header(array, side)
     with _open_image(path) as image:
         height, width = image.height, image.width
@@ -321,9 +340,9 @@ def _check_image_mode(image: Image.Image, png_depth: int | None, side: SideForma
     can_match = _can_match(mode, png_depth, side)
     if side.convert == "match" and can_match:
         return "uint8"
-    match_hint = ", or data.convert=match to convert" if can_match else ""
+    match_hint = MATCH_HINT if can_match else ""
     if mode in ("P", "PA"):
-        raise _palette_problem(can_match)
+        raise _palette_problem(side, can_match)
     if mode == "CMYK":
         raise FileProblem("CMYK images", f"save as RGB{match_hint}")
     channels = 1 if sixteen_bit and mode == "I" else _MODE_CHANNELS.get(mode)
@@ -332,8 +351,8 @@ def _check_image_mode(image: Image.Image, png_depth: int | None, side: SideForma
     if channels != side.channels:
         name = _CHANNEL_NAMES[channels]
         raise FileProblem(
-            f"{name} ({channels} channel{'s' if channels > 1 else ''}) where {side.channels_key}",
-            f"set {side.key('channels')}={channels}{match_hint}",
+            f"{name} ({channels} channel{'s' if channels > 1 else ''}) where {side.wanted}",
+            side.mend(f"set {side.key('channels')}={channels}") + match_hint,
         )
     if png_depth == 16 and mode == "LA":
         raise FileProblem("16-bit grey PNGs with alpha", "save without alpha")
@@ -345,7 +364,10 @@ def _can_match(mode: str, png_depth: int | None, side: SideFormat) -> bool:
     return side.channels in (1, 3) and png_depth != 16 and mode not in ("F", "I", *_SIXTEEN_BIT_MODES)
 
 
-def _palette_problem(can_match: bool = True) -> FileProblem:
+def _palette_problem(side: SideFormat, can_match: bool = True) -> FileProblem:
+    if side.fixed_by:
+        can_match = can_match and side.convert != "match"
+        return FileProblem("palette images", side.mend("") + (MATCH_HINT if can_match else ""))
     hint = "data.convert=match expands the palette to colours; " if can_match else ""
     return FileProblem("palette images", f"{hint}kind labels takes the indices as ids")
 

@@ -270,6 +270,11 @@ class TargetImages(ImageDataModule):
     def _files(self) -> tuple[PictureSource, list[str]]:
         assert self.images is not None
         given = [self.images] if isinstance(self.images, str) else list(self.images)
+        if not all(given) or not given:
+            raise UserError(
+                f"images={self.images if isinstance(self.images, str) else given}: names none; give a file, "
+                "a folder, a quoted pattern, or a list of these"
+            )
         found = [file for one in given for file in find_files(one)][: self.limit]
         names = [name for name, _ in found]
         _refuse_twice("images", names, "; their results would overwrite each other")
@@ -296,7 +301,7 @@ class TargetImages(ImageDataModule):
 
     @property
     def _side(self) -> SideFormat:
-        return SideFormat("", "image", self.channels, self.convert)
+        return SideFormat("", "image", self.channels, self.convert, "this generator draws")
 
     def _reader(self, paths: Sequence[Path], side: SideFormat) -> FileImages:
         """Return what reads the images, or their masks."""

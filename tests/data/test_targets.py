@@ -159,6 +159,28 @@ def test_grey_images_are_converted_where_asked(tmp_path: Path) -> None:
     assert torch.equal(image[0], image[2])
 
 
+def test_of_what_the_generator_decides_no_key_is_advised(tmp_path: Path) -> None:
+    """``data.channels`` is filled in, and no network could take other images."""
+    grey = picture(tmp_path / "grey" / "a.png", mode="L")
+    palette = tmp_path / "palette" / "a.png"
+    palette.parent.mkdir()
+    Image.open(grey).convert("P").save(palette)
+    array = tmp_path / "array" / "a.npy"
+    array.parent.mkdir()
+    np.save(array, np.zeros((SIDE, SIDE, 4), np.uint8))
+    match = ", or data.convert=match to convert"
+    for file, what, mend in (
+        (grey, "grey (1 channel) where this generator draws RGB", f"(save it as RGB{match})"),
+        (palette, "palette images", f"(save it as RGB{match})"),
+        (array, "of other channels: this generator draws RGB", "(shape (16, 16, 4)) (save it as RGB)"),
+    ):
+        with pytest.raises(UserError) as slip:
+            targets(file)
+        assert f"1 {what}: {file}" in str(slip.value)
+        assert mend in str(slip.value)
+        assert "data.channels" not in str(slip.value)
+
+
 def test_without_images_they_are_unseen_toy_faces() -> None:
     data = targets(None, num_faces=2)
     assert data.names == ["test_00000", "test_00001"]
@@ -171,6 +193,9 @@ def test_unusable_files_are_listed_together(tmp_path: Path) -> None:
     picture(tmp_path / "good.png")
     picture(tmp_path / "wide.png", (SIDE + 1, SIDE))
     (tmp_path / "torn.png").write_bytes((tmp_path / "good.png").read_bytes()[:20])
+    for nothing in ([], "", [""]):
+        with pytest.raises(UserError, match="names none; give a file, a folder, a quoted pattern, or a list"):
+            TargetImages(nothing, SIDE, 3).setup()
     with pytest.raises(UserError) as slip:
         targets(tmp_path)
     text = str(slip.value)
