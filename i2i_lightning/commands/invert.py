@@ -2,75 +2,137 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from i2i_lightning.cli.app import App, is_first_process
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from omegaconf import DictConfig
 
     from i2i_lightning.cli.arguments import Arguments
     from i2i_lightning.cli.record import Run
     from i2i_lightning.commands.fitting import Parts
+    from i2i_lightning.methods.inversion.method import Inversion
     from i2i_lightning.networks.style import StyleGenerator
 
 FRAMES = 8
 """Pictures of the morph that closes the demonstration."""
+DONE_BY = {"style": "local_style_transfer", "mse_outside": "crossover"}
+"""Terms of the objective whose images only edits have, and the operation of i2i-edit that has them."""
 
 
 def invert(run: Run) -> None:
     """Embed the images that ``run.config`` names, or go on where an earlier run was stopped."""
     from i2i_lightning.cli import record
     from i2i_lightning.commands.fitting import fit
+    from i2i_lightning.commands.generators import named_generator
 
-    generators: list[StyleGenerator] = []
+    methods: list[Inversion] = []
 
     def parts(run: Run) -> Parts:
         from hydra.utils import instantiate
 
-        method = instantiate(run.config.method, _convert_="all")
-        generators.append(method.generator)
-        wanted = {key: getattr(method.generator, key) for key in ("size_px", "channels", "label_dim")}
-        return instantiate(run.config.data, **wanted, _convert_="all"), method
+        config = run.config
+        generator = named_generator(config.generator)
+        stages = stages_of(config, generator)
+        method = instantiate(config.method, generator=generator, stages=stages, _convert_="all")
+        filled = {key: getattr(generator, key) for key in ("size_px", "channels", "label_dim")}
+        refuse_idle(run, method, filled)
+        methods.append(method)
+        return instantiate(config.data, **filled, _convert_="all"), method
 
     fit(run, parts)
     if run.config.images is None and is_first_process():
-        path = morph_strip(run.folder, generators[0])
+        path = morph_strip(run.folder, methods[0], run.config.generator.path)
         if path is not None:
             print(f"Morph: {record.shown(path)}")
 
 
-def morph_strip(folder: Path, generator: StyleGenerator) -> Path | None:
+def stages_of(config: DictConfig, generator: StyleGenerator) -> dict[str, Any]:
+    """Return the config's stages, with the rows of w_plus that words of theirs mean."""
+    from omegaconf import OmegaConf
+
+    from i2i_lightning.editing.mixing import rows_of
+
+    stages: Any = OmegaConf.to_container(config.method.stages, resolve=True)
+    for name, stage in stages.items():
+        if stage is not None and stage.get("rows") not in (None, []):
+            stage["rows"] = rows_of(stage["rows"], generator.row_names, f"method.stages.{name}.rows")
+    return dict(stages)
+
+
+def refuse_idle(run: Run, method: Inversion, filled: Mapping[str, int]) -> None:
+    """Refuse what would change nothing.
+
+    Args:
+        run: What was asked for.
+        method: What came of it.
+        filled: Options of the data that the generator decides.
+
+    Raises:
+        UserError: If one of these is given, or the number of epochs, or the weight of a term whose image no
+            option gives.
+    """
+    from i2i_lightning.cli.arguments import split_override
+    from i2i_lightning.types import UserError
+
+    for key, value in filled.items():
+        if run.config.data.get(key):
+            raise UserError(
+                f"data.{key}={run.config.data[key]}: the generator decides, {value}; leave it out"
+            )
+    if "trainer.max_epochs" in {split_override(word)[0] for word in run.overrides}:
+        raise UserError(
+            "trainer.max_epochs: every chunk of images takes one epoch; for fewer images give data.limit"
+        )
+    if run.checkpoint is not None:  # it may be of a time when weights were there that no image had
+        return
+    search = method.search
+    for name, stage in search.stages.items():
+        for term, operation in DONE_BY.items():
+            if term in search.weights_of(stage):
+                key = (
+                    f"method.stages.{name}.weights.{term}" if term in stage.weights else f"loss.lambda_{term}"
+                )
+                raise UserError(
+                    f"{key}={search.weights_of(stage)[term]:g}: i2i-invert has no image for this term; "
+                    f"i2i-edit operation={operation} has"
+                )
+
+
+def morph_strip(folder: Path, method: Inversion, source: str) -> Path | None:
     """Write a strip from the first image that was found to the second, and return its path."""
-    import torch
-
-    from i2i_lightning.checkpoints.latents import load_latent
     from i2i_lightning.editing.transfer import morph
-    from i2i_lightning.sampling.pictures import to_picture, write_png
-    from i2i_lightning.sampling.sheets import Layout, Sheet, tile_side
+    from i2i_lightning.sampling.edits.inputs import Reader, read_latents
+    from i2i_lightning.sampling.edits.studio import Cell, Studio, blended
 
-    latents = [load_latent(path) for path in sorted((folder / "latents").glob("*.safetensors"))[:2]]
+    latents = read_latents(sorted((folder / "latents").glob("*.safetensors"))[:2])
     if len(latents) < 2:
         return None
-    place = generator.w_avg
-    first, last = (latent.w_plus.to(place) for latent in latents)
-    sheet = Sheet(Layout(FRAMES, 1, tile_side(generator.size_px, None)))
-    with torch.no_grad():
-        for column, w_plus in enumerate(morph(first, last, FRAMES)):
-            image = generator.synthesis(w_plus[None])[0]
-            words = {0: latents[0].name, FRAMES - 1: latents[1].name}.get(column, "")
-            sheet.put(column, 0, to_picture(image.float().cpu()), words)
-    path = folder / "morph.png"
-    write_png(path, sheet.image, {})
-    return path
+    generator, loss = method.generator, method.search.loss
+    studio = Studio(generator, source, folder, latents, Reader(generator), lambda: loss)
+    first, last = latents
+    cells = []
+    for index, w_plus in enumerate(morph(first.w_plus, last.w_plus, FRAMES)):
+        t = index / (FRAMES - 1)
+        words = {0: first.name, FRAMES - 1: last.name}.get(index, "")
+        cells.append(Cell(blended(latents, [1 - t, t], w_plus, studio), words))
+    studio.write_sheet("morph", [cells])
+    return folder / "morph.png"
 
 
 def prepare(parsed: Arguments) -> None:
-    """Let ``generator=`` name a file."""
-    from i2i_lightning.cli.arguments import name_generator
+    """Let ``generator=`` name a file, and rows be a list."""
+    from i2i_lightning.cli.arguments import name_generator, split_override, take_as_text
 
     name_generator(parsed)
+    keys = [split_override(word)[0] for word in parsed.overrides]
+    take_as_text(parsed, [key for key in keys if re.fullmatch(r"method\.stages\.\w+\.rows", key)])
 
 
 APP = App(

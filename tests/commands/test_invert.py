@@ -26,6 +26,7 @@ from i2i_lightning.commands.train import APP as TRAIN
 from i2i_lightning.methods.inversion.method import Inversion
 from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
 from i2i_lightning.sampling.pictures import to_picture
+from i2i_lightning.sampling.sheets import Layout, tile, tile_side
 
 SIDE = 16
 WORDS = [
@@ -38,6 +39,7 @@ WORDS = [
     "data.batch_size=2",
 ]
 STEPS = 5
+NO_IMAGE = "i2i-invert has no image for this term; i2i-edit operation"
 BEHIND = ["+stage@method.stages.more=default", "method.stages.more.moves=[noise]"]
 Shell = Callable[..., tuple[int, str]]
 
@@ -154,6 +156,29 @@ def test_the_demonstration_closes_with_a_morph_and_writes_videos(shell: Shell) -
     for name in ("test_00000", "test_00001"):
         with Image.open(folder / "videos" / f"{name}.webp") as video:
             assert video.n_frames >= 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_the_ends_of_the_morph_are_the_pictures_found(shell: Shell, tiny: Path, tuned: bool) -> None:
+    tune = [f"method.stages.noise.{word}" for word in ("moves=[generator]", "keep=last", "rate=0.1")]
+    status, text = shell("data.num_faces=3", "method.stages.noise.weights={}", *(tune if tuned else []))
+    assert status == 0, text
+    (folder,) = runs()
+    assert len(list((folder / "latents").iterdir())) == 3
+    generator = load_style_generator(tiny)
+    layout = Layout(8, 1, tile_side(SIDE, None))
+    with Image.open(folder / "morph.png") as strip:
+        shown = [
+            strip.crop((x, y, x + layout.tile_px, y + layout.tile_px))
+            for x, y in map(layout.corner, range(8), [0] * 8)
+        ]
+    for name, end in (("test_00000", shown[0]), ("test_00001", shown[-1])):
+        latent = load_latent(folder / "latents" / f"{name}.safetensors")
+        assert (latent.tuned is not None) == tuned
+        image = latent.render(generator)
+        assert np.array_equal(np.asarray(end), np.asarray(tile(to_picture(image[0]), layout.tile_px)))
+        plain = Latent(latent.w_plus, latent.fingerprint).render(generator)
+        assert (image - plain).abs().max() > 0.05, "noise and weights make a difference"
 
 
 def test_neither_the_chunk_nor_the_others_matter(shell: Shell) -> None:
@@ -415,14 +440,38 @@ def test_a_run_is_continued_by_the_command_that_began_it(
     ("words", "message"),
     [
         (["images=wide.png"], "wide.png (20x16)"),
-        (["images=grey.png"], "grey.png"),
+        (["images=grey.png"], "grey.png (save it as RGB, or data.convert=match to convert)"),
         (["images=some"], "torn.png"),
         (["images=empty"], "images=empty: no images"),
         (["images=nowhere.png"], "images=nowhere.png: no such file or folder"),
         (["images=[in/0.png,other/0.png]"], "two are called 0"),
         (["images=notes.txt"], "notes.txt"),
         (["preset=fats"], "fast"),
-        (["generator=nowhere.pkl"], "nowhere.pkl: no such file"),
+        (["generator=nowhere.pkl"], "i2i-invert: generator=nowhere.pkl: no such file"),
+        (["images=[]"], "images=[]: names none; give a file, a folder"),
+        (["images="], "images=: names none"),
+        (["images=in", "trainer.limit_train_batches=3"], "trainer.limit_train_batches=3: would end a search"),
+        (["images=in", "trainer.limit_train_batches=0.5"], "trainer.limit_train_batches=0.5: would end"),
+        (
+            ["images=in", "+trainer.max_steps=3"],
+            "trainer.max_steps=3: would end a search before its last step",
+        ),
+        (["images=in", "trainer.max_time=00:00:00:01"], "trainer.max_time: would end a search"),
+        (["images=in", "trainer.max_epochs=3"], "trainer.max_epochs: every chunk of images takes one epoch"),
+        (["images=in", "data.size_px=64"], "data.size_px=64: the generator decides, 16; leave it out"),
+        (["images=in", "data.channels=1"], "data.channels=1: the generator decides, 3; leave it out"),
+        (["images=in", "loss.lambda_style=1"], f"loss.lambda_style=1: {NO_IMAGE}=local_style_transfer has"),
+        (["images=in", "loss.lambda_mse_outside=1"], f"loss.lambda_mse_outside=1: {NO_IMAGE}=crossover has"),
+        (
+            ["images=in", "+method.stages.w_plus.weights.style=2"],
+            f"method.stages.w_plus.weights.style=2: {NO_IMAGE}=local_style_transfer has",
+        ),
+        (["images=in", "method.stages.w_plus.rows=[]"], "rows=[]: nothing would move"),
+        (["images=in", "method.stages.w_plus.rows=0-9"], "method.stages.w_plus.rows=0-9: 9 is too large"),
+        (
+            ["images=in", "method.stages.w_plus.rows=all"],
+            "method.stages.w_plus.rows=all: give coarse, middle",
+        ),
         (["images=in", "data.batch_size=0"], "data.batch_size=0"),
         (["images=in", "data.fit=corp"], "data.fit=corp"),
         (["images=in", "method.stages.w_plus.stpes=3"], "method.stages.w_plus.stpes"),
@@ -450,6 +499,18 @@ def test_slips_are_told_shortly(shell: Shell, words: list[str], message: str) ->
     told = text[text.index("i2i-invert: ") :].strip().splitlines()
     assert len(told) <= 3, told
     assert not Path("outputs").exists() or not list(Path("outputs").rglob("latents"))
+
+
+@pytest.mark.parametrize(("rows", "moved"), [("0-1,4", [0, 1, 4]), ("coarse", [0, 1, 2]), ("[0,3]", [0, 3])])
+def test_rows_are_named_as_edits_name_them(shell: Shell, rows: str, moved: list[int]) -> None:
+    words = [f"method.stages.w_plus.rows={rows}", "method.stages.noise=null", "method.start.kind=mean"]
+    status, text = shell(f"images={photos('in', 1)}", *words)
+    assert status == 0, text
+    (latent,) = found(runs()[0], 1)
+    assert latent.settings["stages"]["w_plus"]["rows"] == moved
+    still = [row for row in range(len(latent.w_plus)) if row not in moved]
+    assert torch.equal(latent.w_plus[still], latent.w_plus[still[:1]].expand(len(still), -1))
+    assert (latent.w_plus[moved] != latent.w_plus[still[0]]).any(1).all()
 
 
 def test_what_the_slips_advise_helps(shell: Shell) -> None:

@@ -566,6 +566,7 @@ def test_targets_that_do_not_fit_are_refused_in_a_line(more: dict[str, Any], mes
         ({"moves": ["w"], "weights": {"lpips": 1.0}}, "weights.lpips: the terms are"),
         ({"moves": ["w"], "patience": 0}, "patience=0"),
         ({"moves": ["w_plus"], "rows": []}, r"rows=\[\]: nothing would move"),
+        ({"moves": ["w_plus"], "rows": "0-3"}, "rows=0-3: give a list of whole numbers"),
         ({"moves": ["w"], "rate": math.nan}, "rate=nan: give a positive number"),
         ({"moves": ["w"], "w_noise": math.inf}, "w_noise=inf"),
         ({"moves": ["w"], "weights": {"mse": math.nan}}, "weights.mse=nan: give a finite number"),

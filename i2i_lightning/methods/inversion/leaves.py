@@ -172,7 +172,8 @@ def noise_rates(generator: StyleGenerator) -> list[float]:
     def draw(noise: list[Tensor]) -> Tensor:
         # In full precision whatever surrounds the search: half of it rounds by more than a weak map does.
         with torch.autocast(w_plus.device.type, enabled=False):
-            return generator.synthesis(w_plus, noise)
+            image: Tensor = generator.synthesis(w_plus, noise)
+        return image
 
     without = draw(maps)
     rates = []

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
@@ -28,11 +29,6 @@ from i2i_lightning.methods.inversion.targets import Targets
 from i2i_lightning.methods.ranks import gather
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.types import UserError
-
-IMAGES = ("mask", "perceptual_mask", "outside", "style", "style_mask", "anchor", "label")
-"""What a batch may hold of each image besides ``real`` and ``name``; see :class:`Targets`. ``start`` are the
-latent files that the images begin with."""
-
 
 REFUSAL = (
     "method=w_plus_inversion: this trains nothing, it embeds images in a style-based generator that is "
@@ -127,6 +123,7 @@ class Inversion(Method):
                     f"method.start.kind=previous with data.batch_size={size} on {self.trainer.world_size} "
                     "devices: each image begins where the one before it ended; take one image and one device"
                 )
+        self._refuse_short_runs()
         self.fingerprint = self.generator.fingerprint()
         given, files = self.search.start.kind == "given", getattr(data, "starts", None)
         if given and not files:
@@ -142,6 +139,23 @@ class Inversion(Method):
             self._first(file)
         # The networks are in evaluation mode on purpose.
         warnings.filterwarnings("ignore", message="Found .* in eval mode")
+
+    def _refuse_short_runs(self) -> None:
+        """Raise ``UserError`` if the trainer would end an epoch, and so a search, before its last step."""
+        trainer = self.trainer
+        timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+        limit = trainer.limit_train_batches
+        for slip, is_given in (
+            ("max_time", bool(timers)),
+            (f"max_steps={trainer.max_steps}", trainer.max_steps != -1),
+            # One batch is 1, and all of them 1.0.
+            (f"limit_train_batches={limit}", isinstance(limit, int) or limit != 1.0),
+        ):
+            if is_given:
+                raise UserError(
+                    f"trainer.{slip}: would end a search before its last step; how many it takes is said by "
+                    "the preset's stages: method.stages.<name>.steps"
+                )
 
     def configure_optimizers(self) -> Any:
         """Return the search's optimisers, one per player: it sets rates and moments stage by stage."""
@@ -315,11 +329,7 @@ class Inversion(Method):
 
 def targets_of(batch: Mapping[str, Any]) -> Targets:
     """Return what a batch of the data wants."""
-    return Targets(
-        batch["real"],
-        list(batch["name"]),
-        **{key: batch[key] for key in IMAGES if batch.get(key) is not None},
-    )
+    return Targets(batch["real"], list(batch["name"]), batch.get("label"), batch.get("mask"))
 
 
 def _first_change(before: Any, now: Any, path: str = "") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from i2i_lightning.types import UserError
 
@@ -42,7 +42,8 @@ class Stage:
         w_noise_ramp: Share of the steps in which this noise fades, with the square of the time.
         weights: Weights of terms of the objective that this stage has instead of the loss's; 0 leaves a term
             out.
-        rows: Rows of w_plus that may move; None: all.
+        rows: Numbers of the rows of w_plus that may move; None: all. ``i2i-invert``, which knows what they
+            drive, takes words for them too: ``0-3``, ``coarse``.
         normalise_noise: Whether every noise map is brought back to mean 0 and variance 1 after each step.
         keep: ``best``, the latent of the lowest objective, or ``last``.
         patience: Steps without a gain after which an image stops; None never stops one.
@@ -65,7 +66,7 @@ class Stage:
     w_noise: float = 0.0
     w_noise_ramp: float = 0.75
     weights: Mapping[str, float] = field(default_factory=dict)
-    rows: Sequence[int] | None = None
+    rows: Any = None
     normalise_noise: bool = False
     keep: Literal["best", "last"] = "best"
     patience: int | None = None
@@ -113,8 +114,11 @@ class Stage:
                     raise UserError(f"{key}.{name}: the terms are {', '.join(TERMS)}")
                 if not 0 <= value < math.inf:
                     raise UserError(f"{key}.{name}={value}: give a finite number, 0 or more")
-        if self.rows is not None and not self.rows:
-            raise UserError("rows=[]: nothing would move; give rows of w_plus, or null for all of them")
+        if self.rows is not None:
+            if not isinstance(self.rows, (list, tuple)) or not all(type(row) is int for row in self.rows):
+                raise UserError(f"rows={self.rows}: give a list of whole numbers, or null for all rows")
+            if not self.rows:
+                raise UserError("rows=[]: nothing would move; give rows of w_plus, or null for all of them")
 
     @property
     def space(self) -> str | None:
@@ -176,8 +180,8 @@ def check_stages(stages: Mapping[str, Stage | None]) -> dict[str, Stage]:
     for name, stage in there.items():
         if tuning:  # each image has its own generator by then, and a stage is searched in one for all
             raise UserError(
-                f"method.stages.{name}: comes behind {tuning}, which tunes the generator for each image; that "
-                f"must be the last stage: method.stages.{name}=null leaves this one out"
+                f"method.stages.{name}: comes behind {tuning}, which tunes the generator for each image; "
+                f"that must be the last stage: method.stages.{name}=null leaves this one out"
             )
         tuning = name if stage.tunes else ""
         if stage.space is not None:
