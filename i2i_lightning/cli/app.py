@@ -56,6 +56,7 @@ class App:
         starts: Keys that say what to run.
         prepare: Called with the command line before it is composed: makes known what the config refers to.
         keeps_run: Whether each job has a run folder of its own, with records in it.
+        epochs_decide: Whether ``trainer.max_epochs`` says how long a run is, or else its data.
     """
 
     program: str
@@ -65,6 +66,7 @@ class App:
     starts: tuple[str, ...] = ("experiment", "method", "data", "resume")
     prepare: Callable[[Arguments], None] | None = None
     keeps_run: bool = True
+    epochs_decide: bool = True
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run the command line ``argv``; return the exit status.
@@ -315,9 +317,10 @@ class _Launch:
 
         given = [word for word in parsed.overrides if arguments.split_override(word)[0] != "launcher"]
         if chosen := arguments.chosen_groups(given, groups):
+            example = "trainer.max_epochs=20" if self.app.epochs_decide else "data.limit=20"
             raise UserError(
                 f"{chosen[0]}: a resumed run keeps the groups it was started with; leave this out."
-                "\nSingle values may change: resume=... trainer.max_epochs=20"
+                f"\nSingle values may change: resume=... {example}"
             )
         folder, self.checkpoint = record.find_run(parsed.value("resume") or "")
         self._take(folder)
@@ -474,7 +477,7 @@ class _Launch:
             quiet_others()
             if is_first_process():
                 self._announce(f"Job {hydra.job.num}: {' '.join(overrides)}" if in_sweep else "")
-            if self.is_auto and self._is_finished(run):
+            if self.is_auto and self.app.epochs_decide and self._is_finished(run):
                 return
             self.app.task(run)
         except (Exception, Stopped) as error:

@@ -45,7 +45,9 @@ class Recorder(Callback):
         finished = epochs is not None and 0 <= epochs <= trainer.current_epoch
         if not self.began and self.run.checkpoint is not None:
             if finished:
-                print(f"All {epochs} epochs are trained already; for more give trainer.max_epochs=...")
+                data = trainer.datamodule  # type: ignore[attr-defined]
+                words = f"All {epochs} epochs are trained already; for more give trainer.max_epochs=..."
+                print(getattr(data, "nothing_left", words))
             else:
                 print(
                     f"trainer.max_time is used up, in epoch {trainer.current_epoch + 1} of {epochs}; "

@@ -136,7 +136,12 @@ def prepare(parsed: Arguments) -> None:
 
 
 APP = App(
-    program="i2i-invert", config_name="invert", task=invert, starts=("images", "resume"), prepare=prepare
+    program="i2i-invert",
+    config_name="invert",
+    task=invert,
+    starts=("images", "resume"),
+    prepare=prepare,
+    epochs_decide=False,
 )
 
 

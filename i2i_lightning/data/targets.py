@@ -145,6 +145,7 @@ class TargetImages(ImageDataModule):
         plan: Names of the images of each chunk, those of all processes.
         starts: The files in ``start``, one for each image; None where there are none.
         goes_on: Whether a chunk that a checkpoint was taken in goes on, and does not begin anew.
+        nothing_left: What to say where a run that is continued has no chunk left.
 
     Raises:
         UserError: If an option is impossible; in :meth:`setup`, if there is no image, or a file is unusable.
@@ -152,6 +153,9 @@ class TargetImages(ImageDataModule):
 
     aligned = False
     one_sided = True
+    nothing_left = (
+        "Every image has been searched for already; more images continue it: images=..., data.limit=..."
+    )
 
     def __init__(
         self,

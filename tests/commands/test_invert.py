@@ -272,7 +272,18 @@ def test_a_run_goes_on_with_more_images_and_others_at_once(shell: Shell) -> None
     assert names_in(folder) == ["0", "00", "1", "2", "9", "3"], "all that was found stays in the table"
     assert first.stat().st_ino == before, "what is finished is left alone"
     shutil.rmtree(folder / "latents")
-    assert shell(f"resume={folder}")[0] == 0
+    (folder / "finished.json").write_text(json.dumps({"epochs": 300}))  # more than trainer.max_epochs
+    for words in (
+        [f"resume={folder}"],
+        ["images=in", f"hydra.run.dir={folder}", "resume=auto", "trainer=cpu"],
+    ):
+        status, text = shell(*words)
+        assert status == 0, text
+        assert "Every image has been searched for already; more images continue it: images=..." in text
+        assert "epoch" not in text
+    status, text = shell(f"resume={folder}", "preset=fast")
+    assert status == 1
+    assert text.endswith("Single values may change: resume=... data.limit=20\n")
     assert not (folder / "latents").exists(), "there is nothing left to search for"
 
 
