@@ -2,10 +2,12 @@
 
     python -m benchmarks.style_generator curve RUN --epochs 1 4 28 --output curve.json
     python -m benchmarks.style_generator ship RUN GENERATOR.safetensors --curve curve.json
+    python -m benchmarks.style_generator compare RUN embedded
     python -m benchmarks.style_generator samples embedded docs/stylegan2_toy.png
 
 RUN is a run folder of ``i2i-train experiment=stylegan2_toy``. Distances are those of the judge's features
-(metrics/judge_distance.py) between as many samples as unseen faces, photos of the test split.
+(metrics/judge_distance.py) between as many samples as unseen faces, photos of the test split. ``compare``
+says whether a rerun came to the same numbers: those of another run's kept checkpoints, or of a generator.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import yaml
 from torch import Tensor
 
 from benchmarks.train_step import machine
+from i2i_lightning.checkpoints.io import read_checkpoint
 from i2i_lightning.checkpoints.style.load import open_style
 from i2i_lightning.data.toyfaces.dataset import ToyFaces
 from i2i_lightning.data.toyfaces.images import ToyFacesPictures
@@ -27,6 +30,7 @@ from i2i_lightning.metrics.judge_distance import JudgeFeatures, judge_distance
 from i2i_lightning.networks.style import StyleGenerator
 
 SUBSET, SUBSETS = 500, 50
+KEPT = ("state_dict", "optimizer_states")
 
 
 def averaged(path: Path) -> tuple[StyleGenerator, int]:
@@ -91,6 +95,37 @@ def ship(run: Path, output: Path, epoch: int, scores: dict[str, Any]) -> None:
     print(f"{output}: {output.stat().st_size / 2**20:.2f} MiB")
 
 
+def compare(run: Path, other: str) -> bool:
+    """Print, and return, whether a run ends in the generator ``other``, or has the numbers of another run."""
+    if not Path(other, "checkpoints").is_dir():
+        mine, theirs = (open_style(each).generator()[0].fingerprint() for each in (run, other))
+        print(f"{run}: {mine}\n{other}: {theirs}")
+        return mine == theirs
+    kept, same = sorted((run / "checkpoints").glob("epoch_*.ckpt")), True
+    if not kept:
+        raise SystemExit(f"{run}: no epoch_*.ckpt in its checkpoints/")
+    for path in kept:
+        both = [read_checkpoint(folder / "checkpoints" / path.name) for folder in (run, Path(other))]
+        left, right = (tensors({key: held[key] for key in KEPT}) for held in both)
+        differ = [name for name in {**left, **right} if not equal(left.get(name), right.get(name))]
+        same = same and not differ
+        told = f", {differ[0]} the first" if differ else ""
+        print(f"{path.name}: {len(left)} tensors, {len(differ)} differ{told}")
+    return same
+
+
+def tensors(held: Any, name: str = "") -> dict[str, Tensor]:
+    """Return every tensor within ``held`` by its path."""
+    if isinstance(held, Tensor):
+        return {name: held}
+    items = held.items() if isinstance(held, dict) else enumerate(held) if isinstance(held, list) else ()
+    return {path: value for key, part in items for path, value in tensors(part, f"{name}/{key}").items()}
+
+
+def equal(left: Tensor | None, right: Tensor | None) -> bool:
+    return left is not None and right is not None and torch.equal(left, right)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -107,11 +142,16 @@ def main() -> None:
     three = commands.add_parser("samples")
     three.add_argument("generator", help="a file, or embedded")
     three.add_argument("output", type=Path)
+    four = commands.add_parser("compare")
+    four.add_argument("run", type=Path)
+    four.add_argument("other", help="another run folder, a file, or embedded")
     options = parser.parse_args()
     if options.command == "curve":
         found = curve(options.run, options.epochs, options.number)
         if options.output is not None:
             options.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    elif options.command == "compare":
+        raise SystemExit(0 if compare(options.run, options.other) else 1)
     elif options.command == "ship":
         found = json.loads(options.curve.read_text(encoding="utf-8"))
         last = next(point for point in found["points"] if point["epoch"] == options.epoch)
