@@ -23,7 +23,9 @@ from torch import Tensor
 from i2i_lightning.callbacks.drawing import data_uri, html_page
 from i2i_lightning.checkpoints.io import write_beside
 from i2i_lightning.checkpoints.latents import Latent, load_metrics, save_latent
+from i2i_lightning.data.checks import first_names
 from i2i_lightning.losses.perceptual import LPIPS
+from i2i_lightning.methods.inversion import Embedding
 from i2i_lightning.methods.ranks import gather
 from i2i_lightning.metrics.image import psnr, ssim
 from i2i_lightning.sampling.pictures import to_picture, write_png
@@ -78,6 +80,7 @@ class InversionResults(Callback):
     ``pictures/<name>.png``; ``strips/<name>.png``, target, stages of the search, result; and at the end
     ``results.csv``, ``results.md``, ``results.png`` and ``index.html``, made from the files of all processes,
     those of an interrupted run included. PSNR is over uint8 pictures, with the peak 255.
+    An image whose search ended in NaN has no files: the run goes on with the others, and names it at its end.
 
     Args:
         generator: What the generator was loaded by, for the latent files.
@@ -105,6 +108,7 @@ class InversionResults(Callback):
         self._marks: set[int] = set()
         self._lpips: LPIPS | None = None
         self._notes: list[str] = []
+        self._lost: list[str] = []  # images whose search ended in NaN
 
     # -------------------- while a chunk is searched for
 
@@ -156,13 +160,15 @@ class InversionResults(Callback):
     ) -> None:
         """Put in what is known of the chunks that every process is at."""
         mine = {"chunk": self._chunk, "spent": self._spent(pl_module.device), "seen": self._seen}
-        checkpoint["inversion_results"] = gather(trainer, mine)
+        checkpoint["inversion_results"] = gather(trainer, mine | {"lost": self._lost})
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take out what was known of the chunk that this process was at, unless it begins anew."""
         ranks = checkpoint.get("inversion_results", [])
+        if trainer.is_global_zero:  # there may be fewer processes than before
+            self._lost = [name for rank in ranks for name in rank.get("lost", ())]
         goes_on = getattr(getattr(trainer, "datamodule", None), "goes_on", True)
         if goes_on and trainer.global_rank < len(ranks):
             mine = ranks[trainer.global_rank]
@@ -182,6 +188,9 @@ class InversionResults(Callback):
         seconds, memory = self._spent(pl_module.device)
         folder = Path(trainer.default_root_dir)
         for index, name in enumerate(found.names):
+            if not _is_finite(found, index):  # nothing of it is written, and the others go on
+                self._lost.append(name)
+                continue
             metrics = {key: float(values[index]) for key, values in figures.items()}
             metrics |= {"distance": float(found.distance[index]), "steps": int(found.steps[index])}
             metrics |= {"seconds": seconds / len(found)} | ({"memory_mb": memory} if memory else {})
@@ -255,9 +264,20 @@ class InversionResults(Callback):
     # -------------------- when all are
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write table and page from the files of all processes."""
+        """Write table and page from the files of all processes.
+
+        Raises:
+            UserError: If an image has no latent, because the search for it ended in NaN.
+        """
+        lost = [name for names in gather(trainer, self._lost) for name in names]
         trainer.strategy.barrier("inversions")
         self._write_table(trainer)
+        if lost:
+            self._started = False  # the table is written
+            raise UserError(
+                f"{first_names(lost)}: no latent, because the search ended in numbers that are not finite; "
+                "begin anew with a lower rate in method.stages (resume= searches for no image twice)"
+            )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write table and page of what there is: the run ends here, and may have taken days."""
@@ -284,6 +304,13 @@ def peak_memory_mb(device: torch.device) -> float:
     # In kB, but on macOS in bytes (getrusage(2) of either system).
     peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _is_finite(found: Embedding, index: int) -> bool:
+    """Return whether what was found for an image, and its picture, hold finite numbers alone."""
+    tensors = [found.image[index], found.w_plus[index], *(map_[index] for map_ in found.noise or [])]
+    tensors += [] if found.tuned is None else found.tuned[index].values()
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _levels(images: Tensor) -> Tensor:

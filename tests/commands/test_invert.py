@@ -23,6 +23,7 @@ from i2i_lightning.checkpoints.io import read_checkpoint
 from i2i_lightning.checkpoints.latents import Latent, load_latent, save_latent
 from i2i_lightning.commands.invert import APP
 from i2i_lightning.commands.train import APP as TRAIN
+from i2i_lightning.methods.inversion import Embedding
 from i2i_lightning.methods.inversion.method import Inversion
 from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
 from i2i_lightning.sampling.pictures import to_picture
@@ -426,6 +427,42 @@ def test_what_was_found_before_a_torn_picture_is_in_the_table(shell: Shell) -> N
     assert status == 1
     assert "PSNR" not in text, "nothing was found: a resume that is refused writes no table"
     assert (folder / "results.md").read_text() == table
+
+
+def test_an_image_that_ends_in_nan_costs_no_other(
+    shell: Shell, power_cut: Callable[[int | None], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedding = Inversion.embedding
+
+    def spoilt(self: Inversion) -> Embedding:
+        found = embedding(self)
+        if "0" in found.names:
+            found.w_plus[found.names.index("0"), 3] = torch.nan
+        return found
+
+    monkeypatch.setattr(Inversion, "embedding", spoilt)
+    photos("in")
+    told = (
+        "i2i-invert: 0: no latent, because the search ended in numbers that are not finite; begin anew with"
+    )
+    status, text = shell("images=in", "hydra.run.dir=run")
+    assert status == 1
+    assert text.splitlines()[-1].startswith(told)
+    assert text.count("mean of 4") == 1
+    power_cut(STEPS + 4)
+    with pytest.raises(RuntimeError, match="power cut"):
+        shell("images=in", "callbacks.checkpoints.every_n_batches=2", "hydra.run.dir=stopped")
+    seen = power_cut(None)
+    status, text = shell("resume=stopped")
+    assert status == 1
+    assert text.splitlines()[-1].startswith(told), "it was lost before the run was stopped"
+    assert seen[0] == 1
+    for folder in (Path("run"), Path("stopped")):
+        assert names_in(folder) == ["1", "2", "3", "4"]
+        assert not list(folder.glob("*/0.*"))
+        status, text = shell(f"resume={folder}")
+        assert status == 0, text
+        assert "Every image has been searched for already" in text
 
 
 # Slips.
