@@ -17,9 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from i2i_lightning.methods.inversion import Embedding, InversionLoss, Stage, Targets, embed
+from i2i_lightning.methods.inversion import Embedding, InversionLoss, Stage, Start, Targets, embed
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.types import UserError
+
+GIVEN = Start("given")
+"""Of searches that begin with a latent which is there: what their settings say."""
 
 
 @dataclass(frozen=True)
@@ -417,7 +420,8 @@ def embed_latent(
 ) -> Embedding:
     """W_l: embed in W+, or in some of its rows, from a first latent and over noise where they are given."""
     stage = Stage(["w_plus"], effort.latent_steps, effort.latent_rate, ramp_down=0.5, rows=rows)
-    return embed(generator, targets, {"latent": stage}, loss, seed=seed, latent=first, noise=noise)
+    start = None if first is None else GIVEN
+    return embed(generator, targets, {"latent": stage}, loss, start, seed, first, noise)
 
 
 def _embed_noise(
@@ -430,7 +434,7 @@ def _embed_noise(
         "noise": Stage(["noise"], effort.noise_steps, noise_rate=effort.noise_rate or "auto", ramp_down=0.5)
     }
     pixels = InversionLoss(None)
-    return embed(generator, targets, stages, pixels, seed=seed, latent=latent.w_plus, noise=latent.noise)
+    return embed(generator, targets, stages, pixels, GIVEN, seed, latent.w_plus, latent.noise)
 
 
 def _edited(latent: Embedding, final: Embedding, steps: dict[str, Tensor]) -> Edited:

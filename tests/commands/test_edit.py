@@ -222,7 +222,7 @@ def test_expressions(shell: Shell) -> None:
     assert text.startswith("i2i-edit: threshold=99: no row of the difference is that long")
 
 
-def test_an_expression_of_two_photos(shell: Shell) -> None:
+def test_an_expression_of_two_photos(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     a_picture("neutral.png", (16, 16))
     changed = pixels("neutral.png").copy()
     changed[9:12, 5:11] = 255 - changed[9:12, 5:11]
@@ -242,9 +242,19 @@ def test_an_expression_of_two_photos(shell: Shell) -> None:
     assert settings["notes"] == notes
     assert (settings["threshold"], settings["effort"]["latent_steps"]) == (0, 3)
     w2, w3 = (settings["searches"][name] for name in ("w2", "w3"))
+    assert (w2["start"]["kind"], w3["start"]["kind"]) == ("mean", "given")
     assert (w2["loss"]["lambda_prior"], w3["loss"]["lambda_anchor"], w3["seed"]) == (1.0, 10.0, 0)
     moved = (second - first).abs().amax(1) > 0
     assert moved.nonzero().flatten().tolist() == [2, 3, 4]
+
+    # What is wrong is told before the first search.
+    def searched(*_: Any) -> None:
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("i2i_lightning.editing.local.embed", searched)
+        assert "operation.rows=9: 9 is too large" in shell(*words, "operation.rows=9", "seeds=5")[1]
+        assert "operation.box=1: give left,top" in shell(*words, "operation.box=1", "seeds=5")[1]
     # The neutral photo's latent may be given, and is not searched for then.
     assert shell(*words, "seeds=5,6", "output=given")[0] == 0
     assert list(load_latent("given/latents/expression_000.safetensors").settings["searches"]) == ["w3"]

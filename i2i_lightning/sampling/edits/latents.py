@@ -150,6 +150,7 @@ class ExpressionTransfer:
     def run(self, studio: Studio) -> None:
         """Write ``expression.png``: neutral, expressive, and the face at every strength."""
         strengths = numbers_of(self.strengths, "operation.strengths")
+        box = None if self.box is None else box_of(self.box, "operation.box")
         searches: dict[str, Any] = {}
         if self.reads_pictures:
             latents, searches = self._search(studio)
@@ -174,8 +175,7 @@ class ExpressionTransfer:
                 self.normalise,
             )
 
-        if self.box is not None:
-            box = box_of(self.box, "operation.box")
+        if box is not None:
             self._write_in_box(studio, (neutral, expressive, face), strengths, moved(strengths), box)
             return
         cells = [Cell(neutral, f"w2: {neutral.name}"), Cell(expressive, f"w3: {expressive.name}")]
@@ -200,6 +200,7 @@ class ExpressionTransfer:
         neutral, expressive = (
             studio.reader.picture(f"operation.{key}", getattr(self, key)) for key in ("neutral", "expressive")
         )
+        rows = studio.rows(self.rows)
         loss, found = studio.loss(), {}
         if len(given) == 2:
             w2 = given[1].w_plus[None].to(studio.generator.w_avg)
@@ -213,7 +214,7 @@ class ExpressionTransfer:
             expressive.image,
             loss,
             studio.effort,
-            studio.rows(self.rows),
+            rows,
             self.anchor,
             studio.seed,
             studio.label,

@@ -131,6 +131,7 @@ class LocalEdit:
             mask = read.scribbles(photo, scribbled, studio.effort.sigma_px(studio.generator.size_px))
         else:
             mask = read.mask("operation.mask", self.mask, photo)
+        rows = studio.rows(self.rows)
         loss, noise, searches = studio.loss(), None, {}
         if studio.latents:
             latent = studio.take(1, 1, "that of the photo")[0]
@@ -150,7 +151,7 @@ class LocalEdit:
             w_plus,
             loss,
             studio.effort,
-            studio.rows(self.rows),
+            rows,
             self.anchor,
             studio.seed,
             studio.label,
