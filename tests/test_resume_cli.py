@@ -378,9 +378,9 @@ def wait_for(folder: str, count: int, process: subprocess.Popen[str]) -> None:
 
 def ends(process: subprocess.Popen[str], status: int, says: str = "") -> None:
     try:
-        _, errors = process.communicate(timeout=200)
+        _, errors = process.communicate(timeout=400)
     except subprocess.TimeoutExpired:
-        pytest.fail(f"still running after 200 s:\n{_stacks(process)}")
+        pytest.fail(f"still running after 400 s:\n{_stacks(process)}")
     assert process.returncode == status, errors
     assert says in errors
     if status != -signal.SIGKILL:  # a worker, killed a moment later, may find its parent gone
