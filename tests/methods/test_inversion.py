@@ -626,12 +626,11 @@ def test_a_substitute_is_told_and_its_threshold_left_out() -> None:
     assert mine.stages["tune"].stop_at == {}
     assert isinstance(parts["loss"], InversionLoss)
     # Another threshold would stop an image long before the distance does that it goes with.
-    stages = {"a": Stage(["w"], 3, stop_at={"perceptual": 0.06, "mse": 1e9})}
-    mine = Search(generator(), stages, parts["loss"])
-    assert run(mine, targets(1)).steps.tolist() == [3]
-    assert mine.notes == [
-        "stage a takes all its steps: stop_at.perceptual is meant for a learned distance",
-    ]
+    stage = Stage(["w"], 3, stop_at={"perceptual": 0.06, "mse": 1e9})
+    for patience, takes in ((None, "takes all its steps"), (5, "stops by patience alone")):
+        mine = Search(generator(), {"a": replace(stage, patience=patience)}, parts["loss"])
+        assert run(mine, targets(1)).steps.tolist() == [3]
+        assert mine.notes == [f"stage a {takes}: stop_at.perceptual is meant for a learned distance"]
 
 
 def test_a_stage_stops_by_what_it_weighs_alone() -> None:

@@ -139,9 +139,8 @@ class Search:
             if "perceptual" in stage.stop_at and perceptual is not None and perceptual.substitute:
                 # The rest as well: alone, it would be reached long before all of them are.
                 stage = replace(stage, stop_at={})
-                self.notes.append(
-                    f"stage {name} takes all its steps: stop_at.perceptual is meant for a learned distance"
-                )
+                takes = "takes all its steps" if stage.patience is None else "stops by patience alone"
+                self.notes.append(f"stage {name} {takes}: stop_at.perceptual is meant for a learned distance")
             found[name] = stage
         weighted = {term for stage in found.values() for term in self.weights_of(stage)}
         if self.loss.identity is not None and "identity" not in weighted:
