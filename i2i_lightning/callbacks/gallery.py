@@ -315,7 +315,7 @@ class Gallery(Callback):
             return None
         path = Path(trainer.default_root_dir) / "index.html"
         page = self._page(trainer, Path(trainer.default_root_dir))
-        written = write_if_possible(path, lambda beside: _write_text(beside, page))
+        written = write_if_possible(path, page)
         return path if written else None
 
     def _page(self, trainer: Trainer, run: Path) -> str:
@@ -564,10 +564,6 @@ def _warnings(warnings: Sequence[Mapping[str, Any]]) -> str:
             f"<li><b>epoch{'s' if len(epochs) > 1 else ''} {shown}</b> {escape(str(given[-1]['text']))}</li>"
         )
     return f"<section class='warnings'><h2>Health</h2><ul>{''.join(items)}</ul></section>" if items else ""
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _text(path: Path) -> str:

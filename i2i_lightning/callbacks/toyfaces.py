@@ -126,7 +126,7 @@ class ToyFacesReport(Callback):
         if trainer.is_global_zero:
             text = json.dumps(report, indent=1) + "\n"
             path = Path(trainer.default_root_dir) / REPORT_NAME
-            write_if_possible(path, lambda beside: _write_text(beside, text))
+            write_if_possible(path, text)
             print(table(report), flush=True)
 
     @torch.no_grad()
@@ -268,7 +268,3 @@ def table(report: Mapping[str, Any]) -> str:
 def _toyfaces(trainer: Trainer) -> ToyFacesDataModule | None:
     data = getattr(trainer, "datamodule", None)
     return data if isinstance(data, ToyFacesDataModule) else None
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -14,18 +14,18 @@ log = logging.getLogger(__name__)
 _warned: set[Path] = set()
 
 
-def write_if_possible(path: Path, write: Callable[[Path], None]) -> bool:
+def write_if_possible(path: Path, content: bytes | str | Callable[[Path], object]) -> bool:
     """Write a file beside and rename it, as a checkpoint is written; a file that nobody needs to continue.
 
     Args:
         path: Where it is to be. Of the files of one folder, the first that cannot be written is warned of.
-        write: Writes the whole file to the path it is given.
+        content: As for :func:`~i2i_lightning.checkpoints.io.write_beside`.
 
     Returns:
         Whether it is there now.
     """
     try:
-        write_beside(path, write)
+        write_beside(path, content)
     except UserError as error:
         if path.parent not in _warned:
             _warned.add(path.parent)

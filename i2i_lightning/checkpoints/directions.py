@@ -59,11 +59,7 @@ def save_direction(path: str | Path, direction: Mapping[str, Any]) -> None:
     _check_finite(tensors, Path(path))
     words = ("name", "rows", "scale", "fingerprint", "source")
     content = save(tensors, {HEADER: json.dumps({word: direction[word] for word in words})})
-    write_beside(Path(path), lambda beside: _write(beside, content))
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+    write_beside(Path(path), content)
 
 
 def load_directions(path: str | Path) -> list[DirectionFields]:

@@ -103,7 +103,7 @@ def write_safetensors(network: SavedNetwork, path: Path, origin: str) -> Written
     state = {key: value.contiguous().clone() for key, value in network.state.items()}
     described = json.dumps(header_of(network, Path(origin).name))
     content = to_safetensors(state, {"format": "pt", HEADER: described})
-    write_beside(path, lambda file: _write_bytes(file, content))
+    write_beside(path, content)
     return _written(path)
 
 
@@ -149,10 +149,6 @@ def write_checkpoint(networks: list[SavedNetwork], path: Path, origin: str) -> W
     }
     write_beside(path, lambda file: torch.save(checkpoint, file))
     return _written(path, ["it holds networks alone: warm_start= takes it, resume= does not"])
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def _written(path: Path, notes: list[str] | None = None) -> Written:
@@ -274,7 +270,7 @@ def write_torchscript(saved: SavedNetwork, path: Path, origin: str) -> Written:
         content.seek(0)
         loaded = torch.jit.load(content, map_location="cpu")  # type: ignore[no-untyped-call]
     difference = _compare(network, saved, path, lambda *inputs: loaded(*inputs))
-    write_beside(path, lambda file: _write_bytes(file, content.getvalue()))
+    write_beside(path, content.getvalue())
     return _written(path, _program_notes(network, saved, difference))
 
 
@@ -328,7 +324,7 @@ def write_onnx(saved: SavedNetwork, path: Path, origin: str) -> Written:
         return torch.from_numpy(session.run(None, feed)[0])
 
     difference = _compare(network, saved, path, run)
-    write_beside(path, lambda file: _write_bytes(file, serialized))
+    write_beside(path, serialized)
     return _written(path, _program_notes(network, saved, difference))
 
 

@@ -24,15 +24,15 @@ ZIP_WRITER_SAYS = ("PytorchStreamWriter", "inline_container", "unexpected pos", 
 """What torch's RuntimeErrors about a file hold."""
 
 
-def write_beside(path: Path, write: Callable[[Path], None]) -> None:
-    """Run ``write`` on a temporary file next to ``path`` and rename it onto ``path`` when it is whole.
+def write_beside(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
+    """Write to a temporary file next to ``path`` and rename it onto ``path`` when it is whole.
 
     What was written is on the disk before it gets its name, and so is the name when this returns: a power
     loss leaves the earlier file or the new one.
 
     Args:
         path: Where the file is to be. Its folder is made.
-        write: Writes the whole file to the path it is given.
+        content: What is in it, text in UTF-8; or what writes the whole file to the path it is given.
 
     Raises:
         UserError: If the file cannot be written. What stood at ``path`` is left as it was.
@@ -43,7 +43,12 @@ def write_beside(path: Path, write: Callable[[Path], None]) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(beside)
+        if isinstance(content, bytes):
+            beside.write_bytes(content)
+        elif isinstance(content, str):
+            beside.write_text(content, encoding="utf-8")
+        else:
+            content(beside)
         _flush_to_disk(beside)
         os.replace(beside, path)
         _flush_to_disk(path.parent)

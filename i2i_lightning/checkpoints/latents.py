@@ -86,11 +86,7 @@ def save_latent(path: str | Path, latent: Latent) -> None:
     _check_finite(tensors, str(path))
     words = ("fingerprint", "name", "generator", "settings", "metrics")
     header = {HEADER: json.dumps({word: getattr(latent, word) for word in words})}
-    write_beside(Path(path), lambda beside: _write(beside, save(tensors, metadata=header)))
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+    write_beside(Path(path), save(tensors, metadata=header))
 
 
 def load_latent(path: str | Path) -> Latent:

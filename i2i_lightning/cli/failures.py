@@ -25,11 +25,8 @@ def note(folder: Path, overrides: Sequence[str], text: str) -> None:
 
     content = json.dumps({"error": text, "overrides": list(overrides)}, indent=1, ensure_ascii=False) + "\n"
 
-    def write(beside: Path) -> None:
-        beside.write_text(content, encoding="utf-8")
-
     folder.mkdir(parents=True, exist_ok=True)
-    write_beside(folder / FAILURE, write)
+    write_beside(folder / FAILURE, content)
 
 
 def forget(folder: Path) -> None:

@@ -140,12 +140,9 @@ def start(run: Run) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    from i2i_lightning.checkpoints.io import write_beside
+    from i2i_lightning.checkpoints.io import write_beside  # not before it is needed: it brings torch along
 
-    def write(beside: Path) -> None:
-        beside.write_text(text, encoding="utf-8")
-
-    write_beside(path, write)
+    write_beside(path, text)
 
 
 def tidy(run: Run) -> None:

@@ -393,7 +393,7 @@ class Study:
             ],
         }
         text = json.dumps(record, indent=1) + "\n"
-        write_beside(self.folder / STUDY, lambda path: _write(path, text))
+        write_beside(self.folder / STUDY, text)
         best = self._best()
         if best is None:
             return
@@ -407,7 +407,7 @@ class Study:
             "folder": str(self.folder / str(best)),
         }
         yaml = OmegaConf.to_yaml(OmegaConf.create(found))
-        write_beside(self.folder / BEST, lambda path: _write(path, yaml))
+        write_beside(self.folder / BEST, yaml)
 
     def end(self) -> None:
         """Say what the best trial is, and which ones failed.
@@ -448,7 +448,3 @@ def worded(error: object) -> str:
 
 def _list(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -192,11 +192,7 @@ def _write(folder: Path, report: dict[str, Any], found: Mapping[str, Result]) ->
     from i2i_lightning.metrics.table import without_nan
 
     text = json.dumps(without_nan(report), indent=1) + "\n"
-
-    def write_text(path: Path) -> None:
-        path.write_text(text, encoding="utf-8")
-
-    write_beside(folder / "metrics.json", write_text)
+    write_beside(folder / "metrics.json", text)
     for direction, result in found.items():
         name = "samples.png" if len(found) == 1 else f"samples_{direction}.png"
         draw = draw_grid if "input" in result.samples[0] else draw_sheet

@@ -283,8 +283,8 @@ class Method(LightningModule):
         crosses into the next.
 
         Terms are logged as the step has them. One that a step leaves out, as a lazy regulariser does, is
-        logged as it was when it last came, if it came since the last time. ``total`` is the logged step's own:
-        a term that comes from an earlier one is not in it.
+        logged as it was when it last came, if it came since the last time. ``total`` is that of the logged
+        step alone: a term that comes from an earlier one is not in it.
 
         This is not left to ``on_train_batch_end``: callbacks run before the module's own hook there, and a
         checkpoint that one of them writes would miss the batch's average and count.

@@ -311,11 +311,7 @@ def write_image(path: Path, pixels: Tensor, format: ImageFormat) -> None:
         array = np.ascontiguousarray(array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0))
     # In memory first: PIL does not say why it could not write to a file.
     data = encode(array, _FORMATS[path.suffix.lower()], format)
-    write_beside(path, lambda beside: _write_bytes(beside, data))
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
+    write_beside(path, data)
 
 
 def encode(array: Array, name: str, format: ImageFormat) -> bytes:

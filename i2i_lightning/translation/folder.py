@@ -109,7 +109,7 @@ def split_done(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         written = {"checkpoint": checkpoint, "settings": dict(settings)}
-        write_beside(record, lambda path: _dump(path, written))
+        write_beside(record, json.dumps(written, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"output={folder}: cannot be written ({error.strerror})") from None
     except UserError as error:
@@ -130,10 +130,6 @@ def _difference(earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
 def _word(value: Any) -> str:
     """Return ``value`` as it is written on the command line."""
     return json.dumps(value).strip('"').replace(" ", "")
-
-
-def _dump(path: Path, record: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:

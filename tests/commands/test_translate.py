@@ -361,18 +361,18 @@ def test_a_full_disk_and_a_folder_that_is_closed_midway(
     shell: Shell, checkpoint: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     words = f"checkpoint={checkpoint}", f"input={photos}", "output=out", "batch_size=1"
-    write = files._write_bytes
+    write = Path.write_bytes
     written: list[Path] = []
 
-    def full(path: Path, data: bytes) -> None:
+    def full(path: Path, data: bytes) -> int:
         if len(written) >= 3:
-            path.write_bytes(data[: len(data) // 2])
+            write(path, data[: len(data) // 2])
             raise OSError(number, os.strerror(number), str(path))
         written.append(path)
-        write(path, data)
+        return write(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_write_bytes", full)
+        patch.setattr(Path, "write_bytes", full)
         status, text = shell(*words)
     assert status == 1
     going_on = "3 of 7 are done; once that is mended, the same command goes on"

@@ -116,12 +116,9 @@ def submit(script: Path, jobs: Sequence[Job], logs: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file, or none."""
-    from i2i_lightning.checkpoints.io import write_beside
+    from i2i_lightning.checkpoints.io import write_beside  # not before it is needed: it brings torch along
 
-    def write(beside: Path) -> None:
-        beside.write_text(text, encoding="utf-8")
-
-    write_beside(path, write)
+    write_beside(path, text)
 
 
 def is_under_way(sweep: Path, run: Path) -> bool:
