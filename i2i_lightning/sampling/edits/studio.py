@@ -272,11 +272,7 @@ class Studio:
             "written": self.written,
         }
         text = json.dumps(record, indent=2, default=str) + "\n"
-        write_beside(self.folder / "result.json", lambda beside: _write(beside, text))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+        write_beside(self.folder / "result.json", text)
 
 
 def blended(latents: Sequence[Latent], weights: Sequence[float], w_plus: Tensor, studio: Studio) -> Latent:
