@@ -677,9 +677,9 @@ INPAINT = ["operation=inpaint", "operation.image=square.png", "operation.hole=ma
         ([*INPAINT, "operation.image=wide.png"], "operation.image=wide.png: 20x16 px is not square; crop it"),
         (
             [*INPAINT, "operation.image=grey.png"],
-            "operation.image=grey.png: grey (1 channel); this generator draws RGB: save it as RGB, or",
+            "operation.image=grey.png: grey (1 channel) where this generator draws RGB: save it as RGB, or",
         ),
-        ([*INPAINT, "generator=grey"], "operation.image=square.png: RGB (3 channels); this generator draws"),
+        ([*INPAINT, "generator=grey"], "operation.image=square.png: RGB (3 channels) where this"),
         ([*INPAINT, "effort.noise_steps=-1"], "noise_steps=-1: give at least 0"),
         (["operation=attribute_transfer"], "operation.box: missing; give left,top,right,bottom in pixels"),
         (["operation=attribute_transfer", "operation.box=1,2,3"], "operation.box=1,2,3: give left,top"),

@@ -137,11 +137,11 @@ class Reader:
         path = Path(place).expanduser()
         channels, side = self.generator.channels, self.generator.size_px
         try:
-            format_ = SideFormat("", "image", channels, self.convert)
+            format_ = SideFormat("", "image", channels, self.convert, "this generator draws")
             header = read_header(path, format_)
             pixels = decode(path, format_)
         except FileProblem as problem:
-            raise UserError(f"{key}={place}: {self._words(problem)}") from None
+            raise UserError(f"{key}={place}: {_words(problem)}") from None
         size = (header.height, header.width)
         if like is not None and size != like.size:
             height, width = like.size
@@ -160,18 +160,6 @@ class Reader:
                 "align=true"
             )
         return Picture(network_image(resize(pixels, (side, side))), size, path.stem)
-
-    def _words(self, problem: FileProblem) -> str:
-        """Word a problem for one file of a known generator."""
-        channels = self.generator.channels
-        kind = {1: "grey", 3: "RGB", 4: "RGBA"}.get(channels, f"{channels} channels")
-        where = f" where data.channels={channels}"
-        if where in problem.what:
-            mend = f"save it as {kind}"
-            mend += ", or convert=match" if "data.convert" in problem.mend else ""
-            return f"{problem.what.replace(where, '')}; this generator draws {kind}: {mend}"
-        words = problem.what + (f" ({problem.detail})" if problem.detail else "")
-        return f"{words}{f': {problem.mend}' if problem.mend else ''}".replace("data.", "")
 
     def mask(self, key: str, place: str | None, of: Picture) -> Tensor:
         """Return the mask in a file as (1, 1, S, S) in [0, 1]: white is 1, black 0.
@@ -194,7 +182,7 @@ class Reader:
             header = read_header(path, MASK)
             pixels = decode(path, MASK)
         except FileProblem as problem:
-            raise UserError(f"{key}={place}: {self._words(problem)}") from None
+            raise UserError(f"{key}={place}: {_words(problem)}") from None
         if (header.height, header.width) != of.size:
             height, width = of.size
             raise UserError(
@@ -224,6 +212,12 @@ class Reader:
         if not bool(mask.any()):
             raise UserError("operation.scribbled: shows the same as operation.photo; nothing is drawn on it")
         return mask
+
+
+def _words(problem: FileProblem) -> str:
+    """Word a problem with one file, for a command whose config has its keys at the top."""
+    words = problem.what + (f" ({problem.detail})" if problem.detail else "")
+    return f"{words}{f': {problem.mend}' if problem.mend else ''}".replace("data.", "")
 
 
 def numbers_of(value: Any, key: str) -> list[float]:
