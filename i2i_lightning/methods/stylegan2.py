@@ -50,7 +50,7 @@ class StyleGAN2Loss:
 
     def __post_init__(self) -> None:
         for name in ("lambda_r1", "lambda_path_length"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:  # NaN neither
                 raise UserError(f"loss.{name}={getattr(self, name)}: a weight is 0 or more")
         for name in ("r1_interval", "path_length_interval", "path_length_shrink"):
             if getattr(self, name) < 1:
@@ -113,6 +113,11 @@ class StyleGAN2(Method):
         rate_scaling: RateScaling = "none",
         seed: int = 0,
     ) -> None:
+        for key, given, kind in (("generator", generator, StyleGenerator), ("loss", loss, StyleGAN2Loss)):
+            if not isinstance(given, kind):
+                raise UserError(
+                    f"{key}: method=stylegan2 takes {key}=stylegan2, not a {type(given).__name__}"
+                )
         super().__init__(
             optimizer=optimizer,
             scheduler=scheduler,
@@ -129,20 +134,24 @@ class StyleGAN2(Method):
             clip_norm=clip_norm,
             rate_scaling=rate_scaling,
         )
-        if ema_half_life_kimg is not None and ema_half_life_kimg <= 0:
+        if ema_half_life_kimg is not None and not ema_half_life_kimg > 0:
             raise UserError(
                 f"method.ema_half_life_kimg={ema_half_life_kimg}: give a positive number, or null for no "
                 "average"
             )
+        if ema_ramp_up is not None and not ema_ramp_up >= 0:
+            raise UserError(f"method.ema_ramp_up={ema_ramp_up}: give 0 or more, or null to do without")
+        if not 0 <= w_avg_decay <= 1:
+            raise UserError(f"method.w_avg_decay={w_avg_decay}: give a number from 0 to 1")
         if adaptive is not None and augment:
             raise UserError("method.augment and method.adaptive: give one of them, the other null or []")
         if adaptive is not None:
             adaptive.check_channels(generator.channels, "data.channels")
-        if getattr(discriminator, "label_dim", 0) != generator.label_dim:
-            raise UserError(
-                f"discriminator.label_dim={getattr(discriminator, 'label_dim', 0)}: the generator's is "
-                f"{generator.label_dim}"
-            )
+        for name in ("size_px", "channels", "label_dim"):
+            made = getattr(generator, name)
+            unsaid = 0 if name == "label_dim" else made  # by a network that is not StyleGAN2's
+            if (judged := getattr(discriminator, name, unsaid)) != made:
+                raise UserError(f"discriminator.{name}={judged}: the generator's is {made}")
         self.generator = generator
         self.discriminator = discriminator
         self.loss = loss

@@ -202,6 +202,27 @@ def normalise_second_moment(x: Tensor, eps: float = 1e-8) -> Tensor:
     return x * (x.square().mean(1, keepdim=True) + eps).rsqrt()
 
 
+def check_settings(whole: Mapping[str, int], label_dim: int, positive: Mapping[str, float | None]) -> None:
+    """Check the arguments that networks with styles have in common.
+
+    Args:
+        whole: Numbers that are 1 or more, by their names.
+        label_dim: 0 or more.
+        positive: Numbers above 0, by their names; None where there is none.
+
+    Raises:
+        UserError: For the first that is not so.
+    """
+    for name, value in whole.items():
+        if value < 1:
+            raise UserError(f"{name}={value}: give at least 1")
+    if label_dim < 0:
+        raise UserError(f"label_dim={label_dim}: give the length of the label, or 0 for none")
+    for name, number in positive.items():
+        if number is not None and not number > 0:
+            raise UserError(f"{name}={number}: give a positive number")
+
+
 def check_label(label: Tensor | None, label_dim: int) -> Tensor | None:
     """Return ``label``, in float32 at least.
 

@@ -21,6 +21,7 @@ from i2i_lightning.networks.style import (
     StyleMapping,
     Tap,
     check_label,
+    check_settings,
     check_taps,
     check_w_plus,
     noise_of,
@@ -350,9 +351,8 @@ class StyleGAN1Generator(StyleGenerator):
             raise UserError(
                 f"size_px={size_px}: StyleGAN takes a power of two from {SMALLEST_PX} (64, 128, ...)"
             )
-        for name, value in (("channels", channels), ("z_dim", z_dim), ("w_dim", w_dim)):
-            if value < 1:
-                raise UserError(f"{name}={value}: give at least 1")
+        whole = {"channels": channels, "z_dim": z_dim, "w_dim": w_dim, "mapping_layers": mapping_layers}
+        check_settings(whole, label_dim, {"lr_multiplier": lr_multiplier})
         if 2 * channel_base < size_px or channel_max < 1:
             raise UserError(
                 f"channel_base={channel_base}, channel_max={channel_max}: {size_px} px needs at least "

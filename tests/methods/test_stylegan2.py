@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from i2i_lightning.loggers.csv_log import CSVLog, read_rows
 from i2i_lightning.losses.adaptive_augmentation import BLITS, GEOMETRY, AdaptiveAugmentation
+from i2i_lightning.methods.pix2pix import Pix2PixLoss
 from i2i_lightning.methods.stylegan2 import StyleGAN2, StyleGAN2Loss
 from i2i_lightning.networks.stylegan2.discriminator import StyleGAN2Discriminator
 from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
@@ -335,6 +336,11 @@ def test_samples_repeat_and_leave_no_trace() -> None:
     ("options", "message"),
     [
         ({"ema_half_life_kimg": 0}, "method.ema_half_life_kimg=0"),
+        ({"ema_half_life_kimg": math.nan}, "method.ema_half_life_kimg=nan"),
+        ({"ema_ramp_up": -0.1}, "method.ema_ramp_up=-0.1: give 0 or more, or null"),
+        ({"w_avg_decay": 1.5}, "method.w_avg_decay=1.5: give a number from 0 to 1"),
+        ({"w_avg_decay": -0.5}, "method.w_avg_decay=-0.5"),
+        ({"loss": Pix2PixLoss()}, "^loss: method=stylegan2 takes loss=stylegan2, not a Pix2PixLoss$"),
         ({"augment": ["colour"]}, "method.augment: no augmentation colour"),
         ({"augment": ["color"], "adaptive": AdaptiveAugmentation()}, "give one of them"),
         (
@@ -349,15 +355,35 @@ def test_slips(options: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"lambda_r1": -1}, {"r1_interval": 0}, {"style_mixing": 1.5}, {"path_length_shrink": 0}]
+    "options",
+    [
+        *({"lambda_r1": -1}, {"r1_interval": 0}, {"style_mixing": 1.5}, {"path_length_shrink": 0}),
+        *({"lambda_r1": math.nan}, {"lambda_path_length": math.nan}, {"path_length_decay": math.nan}),
+    ],
 )
 def test_loss_slips(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"loss.{next(iter(options))}"):
         StyleGAN2Loss(**options)
 
 
-def test_labels_of_both_networks_agree() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({}, "label_dim=0: the generator's is 3"),
+        ({"label_dim": 3, "channels": 1}, "channels=1: the generator's is 3"),
+        ({"label_dim": 3, "size_px": 16}, "size_px=16: the generator's is 8"),
+    ],
+)
+def test_both_networks_agree(arguments: dict[str, int], told: str) -> None:
     generator, _ = networks(3)
-    _, discriminator = networks(0)
-    with pytest.raises(UserError, match=r"discriminator\.label_dim=0"):
+    small = {"size_px": 8, "channel_base": 64, "channel_max": 8, "mapping_layers": 2}
+    discriminator = StyleGAN2Discriminator(**small | arguments)
+    with pytest.raises(UserError, match=rf"^discriminator\.{told}$"):
         StyleGAN2(generator, discriminator, LOSS, ADAM)
+
+
+def test_the_generator_is_one_with_styles() -> None:
+    with pytest.raises(
+        UserError, match=r"^generator: method=stylegan2 takes generator=stylegan2, not a Conv2d$"
+    ):
+        StyleGAN2(nn.Conv2d(3, 3, 1), networks()[1], LOSS, ADAM)  # type: ignore[arg-type]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from i2i_lightning.networks.style import StyleGenerator
+from i2i_lightning.networks.mobile_stylegan import MobileStyleGAN
+from i2i_lightning.networks.style import ARCHITECTURES, StyleGenerator
 from i2i_lightning.networks.stylegan1 import StyleGAN1Generator
 from i2i_lightning.networks.stylegan2.generator import StyleGAN2Generator
 
@@ -14,11 +15,13 @@ def small(name: str) -> StyleGenerator:
     torch.manual_seed(0)
     if name == "stylegan1":
         return StyleGAN1Generator(16, z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=8)
+    if name == "mobile_stylegan":
+        return MobileStyleGAN((8, 8, 8), z_dim=8, w_dim=8, mapping_layers=2)
     return StyleGAN2Generator(16, 3, 8, 8, mapping_layers=2, channel_base=64, channel_max=8)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["stylegan1", "stylegan2"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_synthesis_and_mapping_are_one_graph(name: str) -> None:
     generator = small(name).eval()
     z = torch.randn(2, 8)

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from i2i_lightning.networks.layers import at_least_float32, check_channels, no_autocast
-from i2i_lightning.networks.stylegan2.generator import SMALLEST_PX, MappingNetwork, check_size, resolutions
+from i2i_lightning.networks.style import check_settings
+from i2i_lightning.networks.stylegan2.generator import (
+    SMALLEST_PX,
+    MappingNetwork,
+    check_size,
+    check_widths,
+    resolutions,
+)
 from i2i_lightning.networks.stylegan2.layers import Conv, FullyConnected
 from i2i_lightning.types import UserError
 
@@ -117,7 +124,7 @@ class StyleGAN2Discriminator(nn.Module):
         channel_max: but not more than this.
         conv_clamp: Largest magnitude of activations.
         mbstd_group_size: Images compared with each other by the minibatch standard deviation.
-        mbstd_channels: Channels that it takes; 0 leaves it out.
+        mbstd_channels: Channels that it adds, a divisor of those at 4 px; 0 leaves it out.
         architecture: ``resnet``, or ``orig`` without the paths beside, as for CIFAR-10 in the ADA paper.
         mapping_layers: Dense layers of the label's mapping.
 
@@ -140,6 +147,9 @@ class StyleGAN2Discriminator(nn.Module):
     ) -> None:
         super().__init__()
         check_size(size_px)
+        whole = {"channels": channels, "mbstd_group_size": mbstd_group_size, "mapping_layers": mapping_layers}
+        check_settings(whole, label_dim, {"conv_clamp": conv_clamp})
+        check_widths(size_px, channel_base, channel_max)
         if architecture not in ("resnet", "orig"):
             raise UserError(f"architecture={architecture}: choose resnet or orig")
         self.size_px, self.channels, self.label_dim = size_px, channels, label_dim
@@ -156,6 +166,11 @@ class StyleGAN2Discriminator(nn.Module):
             "mapping_layers": mapping_layers,
         }
         widths = {size: min(channel_base // size, channel_max) for size in resolutions(size_px)}
+        last = widths[SMALLEST_PX]
+        if mbstd_channels < 0 or (mbstd_channels and last % mbstd_channels):
+            raise UserError(
+                f"mbstd_channels={mbstd_channels}: give a divisor of the {last} channels at 4 px, or 0"
+            )
         self.sizes = resolutions(size_px)[:0:-1]  # the largest first, without 4
         for size in self.sizes:
             block = DiscriminatorBlock(
@@ -166,11 +181,9 @@ class StyleGAN2Discriminator(nn.Module):
                 conv_clamp,
             )
             self.add_module(f"b{size}", block)
-        self.embedding = widths[SMALLEST_PX] if label_dim else 0
+        self.embedding = last if label_dim else 0
         self.mapping = MappingNetwork(0, label_dim, self.embedding, 1, mapping_layers) if label_dim else None
-        self.b4 = Epilogue(
-            widths[SMALLEST_PX], self.embedding or 1, mbstd_group_size, mbstd_channels, conv_clamp
-        )
+        self.b4 = Epilogue(last, self.embedding or 1, mbstd_group_size, mbstd_channels, conv_clamp)
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
         """Return logits ``(N, 1)`` of ``image (N, channels, size_px, size_px)``.

@@ -16,6 +16,7 @@ from i2i_lightning.networks.style import (
     StyleMapping,
     Tap,
     check_label,
+    check_settings,
     check_taps,
     check_w_plus,
     noise_of,
@@ -32,6 +33,15 @@ def check_size(size_px: int, key: str = "size_px") -> None:
     """Raise ``UserError`` unless ``size_px`` is a power of two from 8."""
     if not isinstance(size_px, int) or size_px < 8 or size_px & (size_px - 1):
         raise UserError(f"{key}={size_px}: StyleGAN2 takes a power of two from 8 (32, 64, 128, 256, ...)")
+
+
+def check_widths(size_px: int, channel_base: int, channel_max: int) -> None:
+    """Raise ``UserError`` unless there is a channel at each resolution."""
+    if channel_base < size_px or channel_max < 1:
+        raise UserError(
+            f"channel_base={channel_base}, channel_max={channel_max}: {size_px} px needs at least "
+            f"{size_px} and 1"
+        )
 
 
 def resolutions(size_px: int) -> list[int]:
@@ -317,14 +327,9 @@ class StyleGAN2Generator(StyleGenerator):
     ) -> None:
         super().__init__()
         check_size(size_px)
-        for name, value in (("channels", channels), ("z_dim", z_dim), ("w_dim", w_dim)):
-            if value < 1:
-                raise UserError(f"{name}={value}: give at least 1")
-        if channel_base < size_px or channel_max < 1:
-            raise UserError(
-                f"channel_base={channel_base}, channel_max={channel_max}: {size_px} px needs at least "
-                f"{size_px} and 1"
-            )
+        whole = {"channels": channels, "z_dim": z_dim, "w_dim": w_dim, "mapping_layers": mapping_layers}
+        check_settings(whole, label_dim, {"lr_multiplier": lr_multiplier, "conv_clamp": conv_clamp})
+        check_widths(size_px, channel_base, channel_max)
         self.arguments = {
             "size_px": size_px,
             "channels": channels,
