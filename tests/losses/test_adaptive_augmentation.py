@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from i2i_lightning.losses.adaptive_augmentation import (
+from i2i_lightning.losses.adaptive_augmentation import AdaptiveAugmentation, AdaptiveStrength
+from i2i_lightning.losses.adaptive_transforms import (
     BLITS,
     COLOUR,
     GEOMETRY,
     SYM6,
     TRANSFORMS,
-    AdaptiveAugmentation,
-    AdaptiveStrength,
     augment_adaptively,
     blit,
     check_transforms,
@@ -438,6 +437,7 @@ def test_the_module_augments_at_its_strength() -> None:
         ({"target": 1.0}, "target=1.0"),
         ({"interval": 0}, "interval=0: give at least 1"),
         ({"speed_kimg": 0}, "speed_kimg=0"),
+        ({"speed_kimg": float("nan")}, "speed_kimg=nan"),
         ({"initial": 1.5}, "initial=1.5"),
     ],
 )

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from i2i_lightning.loggers.csv_log import CSVLog, read_rows
-from i2i_lightning.losses.adaptive_augmentation import BLITS, GEOMETRY, AdaptiveAugmentation
+from i2i_lightning.losses.adaptive_augmentation import AdaptiveAugmentation
+from i2i_lightning.losses.adaptive_transforms import BLITS, GEOMETRY
 from i2i_lightning.methods.pix2pix import Pix2PixLoss
 from i2i_lightning.methods.stylegan2 import StyleGAN2, StyleGAN2Loss
 from i2i_lightning.networks.stylegan2.discriminator import StyleGAN2Discriminator
