@@ -106,7 +106,12 @@ def refuse_idle(run: Run, method: Inversion, filled: Mapping[str, int]) -> None:
 
 
 def morph_strip(folder: Path, method: Inversion, source: str) -> Path | None:
-    """Write a strip from the first image that was found to the second, and return its path."""
+    """Write a strip from the first image that was found to the second, and return its path.
+
+    Below what was found it has the latents alone, without noise maps and weights of their own: these bring an
+    image close, and latents make the way.
+    """
+    from i2i_lightning.checkpoints.latents import Latent
     from i2i_lightning.editing.transfer import morph
     from i2i_lightning.sampling.edits.inputs import Reader, read_latents
     from i2i_lightning.sampling.edits.studio import Cell, Studio, blended
@@ -116,13 +121,14 @@ def morph_strip(folder: Path, method: Inversion, source: str) -> Path | None:
         return None
     generator, loss = method.generator, method.search.loss
     studio = Studio(generator, source, folder, latents, Reader(generator), lambda: loss)
-    first, last = latents
-    cells = []
-    for index, w_plus in enumerate(morph(first.w_plus, last.w_plus, FRAMES)):
+    found, alone = [], []
+    for index, w_plus in enumerate(morph(latents[0].w_plus, latents[1].w_plus, FRAMES)):
         t = index / (FRAMES - 1)
-        words = {0: first.name, FRAMES - 1: last.name}.get(index, "")
-        cells.append(Cell(blended(latents, [1 - t, t], w_plus, studio), words))
-    studio.write_sheet("morph", [cells])
+        words = {0: latents[0].name, FRAMES - 1: latents[1].name}.get(index, "")
+        found.append(Cell(blended(latents, [1 - t, t], w_plus, studio), words))
+        alone.append(Cell(Latent(w_plus, latents[0].fingerprint), "latents alone" if index == 0 else ""))
+    more = any(latent.noise is not None or latent.tuned is not None for latent in latents)
+    studio.write_sheet("morph", [found, alone] if more else [found])
     return folder / "morph.png"
 
 

@@ -153,7 +153,7 @@ def test_the_demonstration_closes_with_a_morph_and_writes_videos(shell: Shell) -
     (folder,) = runs()
     assert text.rstrip().endswith(f"Morph: {folder / 'morph.png'}")
     strip = Image.open(folder / "morph.png")
-    assert strip.width > 6 * strip.height
+    assert strip.width > 3 * strip.height
     for name in ("test_00000", "test_00001"):
         with Image.open(folder / "videos" / f"{name}.webp") as video:
             assert video.n_frames >= 2  # type: ignore[attr-defined]
@@ -167,18 +167,22 @@ def test_the_ends_of_the_morph_are_the_pictures_found(shell: Shell, tiny: Path, 
     (folder,) = runs()
     assert len(list((folder / "latents").iterdir())) == 3
     generator = load_style_generator(tiny)
-    layout = Layout(8, 1, tile_side(SIDE, None))
+    layout = Layout(8, 2, tile_side(SIDE, None))
     with Image.open(folder / "morph.png") as strip:
-        shown = [
-            strip.crop((x, y, x + layout.tile_px, y + layout.tile_px))
-            for x, y in map(layout.corner, range(8), [0] * 8)
-        ]
-    for name, end in (("test_00000", shown[0]), ("test_00001", shown[-1])):
+        shown = {
+            (column, row): strip.crop((x, y, x + layout.tile_px, y + layout.tile_px))
+            for column in (0, 7)
+            for row in (0, 1)
+            for x, y in [layout.corner(column, row)]
+        }
+    for name, column in (("test_00000", 0), ("test_00001", 7)):
         latent = load_latent(folder / "latents" / f"{name}.safetensors")
         assert (latent.tuned is not None) == tuned
         image = latent.render(generator)
-        assert np.array_equal(np.asarray(end), np.asarray(tile(to_picture(image[0]), layout.tile_px)))
         plain = Latent(latent.w_plus, latent.fingerprint).render(generator)
+        for row, drawn in enumerate((image, plain)):
+            expected = tile(to_picture(drawn[0]), layout.tile_px)
+            assert np.array_equal(np.asarray(shown[column, row]), np.asarray(expected))
         assert (image - plain).abs().max() > 0.05, "noise and weights make a difference"
 
 
