@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from i2i_lightning.checkpoints.architecture import Role
     from i2i_lightning.checkpoints.contents import Contents, SavedNetwork
     from i2i_lightning.checkpoints.export import Format, Written
-    from i2i_lightning.checkpoints.style.load import StyleFile
     from i2i_lightning.cli.record import Run
-    from i2i_lightning.networks.stylegan2.discriminator import StyleGAN2Discriminator
 
 WORDS = {
     "reference": "the layout of junyanz/pytorch-CycleGAN-and-pix2pix",
@@ -32,17 +30,25 @@ WORDS = {
 
 def convert(run: Run) -> None:
     """Convert what ``run.config`` names."""
-    from i2i_lightning.checkpoints.contents import read_contents
     from i2i_lightning.checkpoints.style.load import find_style
     from i2i_lightning.cli import record
+    from i2i_lightning.commands.convert_style import convert_style
+
+    style = find_style(run.config.checkpoint)
+    format, written = _convert(run.config) if style is None else convert_style(style, run.config)
+    print(f"Wrote {record.shown(written.path)}: {WORDS[format]}, {_size(written.bytes)}")
+    for note in written.notes:
+        print(f"  {note}")
+
+
+def _convert(config: DictConfig) -> tuple[Format, Written]:
+    """Convert a file with networks that translate; return in which format, and what was written."""
+    from i2i_lightning.checkpoints.contents import read_contents
+    from i2i_lightning.cli import record
+    from i2i_lightning.commands.output import check_file
     from i2i_lightning.translation.translator import find_checkpoint
 
-    config = run.config
-    output = Path(config.output).expanduser()
-    style = find_style(config.checkpoint)
-    if style is not None:
-        _convert_style(style, output, config)
-        return
+    output = check_file(config.output, config.overwrite, "latest_net_G.pth")
     format = _format(config, output)
     checkpoint = find_checkpoint(config.checkpoint)
     contents = read_contents(checkpoint, config.dropout)
@@ -50,83 +56,14 @@ def convert(run: Run) -> None:
     print(f"Read {record.shown(checkpoint)}: {_source(contents)}")
     for network in networks:
         print(f"  {_in_words(network, contents, config)}", flush=True)
-    written = _write(networks, format, output, str(checkpoint))
-    print(f"Wrote {record.shown(output)}: {WORDS[format]}, {_size(written.bytes)}")
-    for note in written.notes:
-        print(f"  {note}")
-
-
-def _convert_style(style: StyleFile, output: Path, config: DictConfig) -> None:
-    """Convert a file with a style-based generator."""
-    from i2i_lightning.checkpoints.style.export import (
-        STYLE_SUFFIXES,
-        write_rosinality,
-        write_style_safetensors,
-    )
-    from i2i_lightning.checkpoints.style.load import describe_style
-    from i2i_lightning.checkpoints.style.rosinality import check_layout
-    from i2i_lightning.cli import record
-    from i2i_lightning.data.checks import check_choice
-    from i2i_lightning.networks.style import StyleGenerator
-    from i2i_lightning.types import UserError
-
-    for key in ("direction", "dropout", "test_mode"):
-        if config[key] is not None:
-            raise UserError(f"{key}={config[key]}: {style.where} holds {style.words}; leave {key} out")
-    for key, choices in (
-        ("format", tuple(STYLE_SUFFIXES.values())),
-        ("network", ("generator", "discriminator")),
-    ):
-        if config[key] is not None:
-            check_choice(key, config[key], choices)
-    _check_file(output, config, "generator.safetensors")
-    format = config.format or STYLE_SUFFIXES.get(output.suffix.lower())
-    if format is None:
-        raise UserError(
-            f"output={config.output}: its suffix tells no format that a style-based generator has; "
-            f"take one of {', '.join(STYLE_SUFFIXES)}"
-        )
-    _check_free(output, config)
-    judge = config.network == "discriminator"
-    if judge and format == "rosinality":
-        raise UserError("network=discriminator: format=rosinality holds it beside the generator")
-    _, loaded = style.discriminator() if judge else style.generator(config.averaged)
-    told = [describe_style(loaded.network), *loaded.notes]
-    if loaded.averaged:
-        told.insert(1, "moving average of the weights")
-    print(f"Read {record.shown(Path(style.where))}: {style.words}\n  {'; '.join(told)}", flush=True)
-    if format == "rosinality":
-        assert isinstance(loaded.network, StyleGenerator)
-        check_layout(loaded.network, style.where)
-        written = write_rosinality(loaded, _beside(style, config), output, style.where)
-    else:
-        written = write_style_safetensors(loaded, output, style.where)
-    print(f"Wrote {record.shown(output)}: {WORDS[format]}, {_size(written.bytes)}")
-    for note in written.notes:
-        print(f"  {note}")
-
-
-def _beside(style: StyleFile, config: DictConfig) -> StyleGAN2Discriminator | None:
-    """Return the discriminator that is to stand beside a generator, None for none.
-
-    Raises:
-        UserError: If it is damaged, or not one that this project has.
-    """
-    from i2i_lightning.types import UserError
-
-    if config.network == "generator":
-        return None
-    try:
-        return style.discriminator()[0] if style.has_discriminator() else None
-    except UserError as error:
-        raise UserError(f"{error}; network=generator leaves the discriminator out") from error
+    return format, _write(networks, format, output, str(checkpoint))
 
 
 def _format(config: DictConfig, output: Path) -> Format:
-    """Return the format to write, once it is clear that ``output`` may be written.
+    """Return the format to write.
 
     Raises:
-        UserError: If there is no such format, or something is there already.
+        UserError: If there is no such format, or another key has a value that none has.
     """
     from i2i_lightning.checkpoints.export import SUFFIXES
     from i2i_lightning.data.checks import check_choice
@@ -142,31 +79,13 @@ def _format(config: DictConfig, output: Path) -> Format:
     ):
         if config[key] is not None:
             check_choice(key, config[key], choices)
-    _check_file(output, config, "latest_net_G.pth")
     format: Format | None = config.format or SUFFIXES.get(output.suffix.lower())
     if format is None:
         known = ", ".join(SUFFIXES)
         raise UserError(
             f"output={config.output}: its suffix tells no format; take one of {known}, or give format="
         )
-    _check_free(output, config)
     return format
-
-
-def _check_file(output: Path, config: DictConfig, example: str) -> None:
-    """Raise ``UserError`` if ``output`` is a folder."""
-    from i2i_lightning.types import UserError
-
-    if output.is_dir():
-        raise UserError(f"output={config.output}: a folder; give a file, such as {output / example}")
-
-
-def _check_free(output: Path, config: DictConfig) -> None:
-    """Raise ``UserError`` if ``output`` is there and may not be replaced."""
-    from i2i_lightning.types import UserError
-
-    if output.exists() and not config.overwrite:
-        raise UserError(f"output={config.output}: is there already; overwrite=true replaces it")
 
 
 def _chosen(contents: Contents, path: Path, config: DictConfig, format: str) -> list[SavedNetwork]:

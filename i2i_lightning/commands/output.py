@@ -1,4 +1,4 @@
-"""The folder that a command writes into where it leaves no run."""
+"""What a command writes that leaves no run: a folder, or one file."""
 
 from __future__ import annotations
 
@@ -25,6 +25,27 @@ def check_output(output: str | None, overwrite: bool) -> None:
         raise UserError(
             f"output={output}: is there already and not empty; give another folder, or overwrite=true"
         )
+
+
+def check_file(output: str, overwrite: bool, example: str) -> Path:
+    """Return the file to write.
+
+    Args:
+        output: What was asked for.
+        overwrite: Whether it may be there already.
+        example: A name for it, for the message.
+
+    Raises:
+        UserError: If it cannot be written, or not without a loss.
+    """
+    from i2i_lightning.types import UserError
+
+    path = Path(output).expanduser()
+    if path.is_dir():
+        raise UserError(f"output={output}: a folder; give a file, such as {path / example}")
+    if path.exists() and not overwrite:
+        raise UserError(f"output={output}: is there already; overwrite=true replaces it")
+    return path
 
 
 @contextmanager
