@@ -16,6 +16,7 @@ from i2i_lightning.losses.perceptual import LPIPS
 from i2i_lightning.losses.reconstruction import l1_loss
 from i2i_lightning.losses.regularizers import gradient_penalty
 from i2i_lightning.methods.base import Columns, Method, OptimizerFactory, RateScaling, TestMode
+from i2i_lightning.methods.checks import check_loss, check_weights
 from i2i_lightning.methods.image_pool import ImagePool
 from i2i_lightning.methods.ranks import gather
 from i2i_lightning.methods.schedules import Schedule
@@ -57,9 +58,7 @@ class CycleGANLoss:
 
     def __post_init__(self) -> None:
         real_threshold(self.gan_mode)  # refuses an unknown mode
-        for name, weight in vars(self).items():
-            if name.startswith("lambda_") and weight is not None and weight < 0:
-                raise UserError(f"loss.{name}={weight}: a weight is 0 or more")
+        check_weights(self)
         if self.lambda_gan == self.cycle_a == self.cycle_b == 0:
             raise UserError(
                 "loss.lambda_gan=0 and loss.lambda_cycle=0 leave nothing to train on: give one a weight"
@@ -138,6 +137,7 @@ class CycleGAN(Method):
         rate_scaling: RateScaling = "none",
         seed: int = 0,
     ) -> None:
+        check_loss(loss, CycleGANLoss, "cyclegan")
         super().__init__(
             optimizer=optimizer,
             scheduler=scheduler,

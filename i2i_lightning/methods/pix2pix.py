@@ -13,6 +13,7 @@ from i2i_lightning.losses.adversarial import GANMode, discriminator_loss, genera
 from i2i_lightning.losses.reconstruction import l1_loss
 from i2i_lightning.losses.regularizers import gradient_penalty
 from i2i_lightning.methods.base import Method, OptimizerFactory, RateScaling, TestMode
+from i2i_lightning.methods.checks import check_loss, check_weights
 from i2i_lightning.methods.schedules import Schedule
 from i2i_lightning.networks.recompute import recomputed
 from i2i_lightning.types import PairedBatch, UserError
@@ -37,9 +38,7 @@ class Pix2PixLoss:
 
     def __post_init__(self) -> None:
         real_threshold(self.gan_mode)  # refuses an unknown mode
-        for name in ("lambda_gan", "lambda_l1", "lambda_gp"):
-            if getattr(self, name) < 0:
-                raise UserError(f"loss.{name}={getattr(self, name)}: a weight is 0 or more")
+        check_weights(self)
         if self.lambda_gan == 0 and self.lambda_l1 == 0:
             raise UserError(
                 "loss.lambda_gan=0 and loss.lambda_l1=0 leave nothing to train on: give one of them a weight"
@@ -88,6 +87,7 @@ class Pix2Pix(Method):
         clip_norm: float | None = None,
         rate_scaling: RateScaling = "none",
     ) -> None:
+        check_loss(loss, Pix2PixLoss, "pix2pix")
         super().__init__(
             optimizer=optimizer,
             scheduler=scheduler,

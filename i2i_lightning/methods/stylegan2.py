@@ -19,6 +19,7 @@ from i2i_lightning.losses.adversarial import discriminator_loss, generator_loss,
 from i2i_lightning.losses.augmentation import augment, check_augmentations
 from i2i_lightning.losses.regularizers import path_length_penalty, r1_penalty
 from i2i_lightning.methods.base import Method, OptimizerFactory, RateScaling
+from i2i_lightning.methods.checks import check_loss, check_weights
 from i2i_lightning.methods.schedules import Schedule
 from i2i_lightning.networks.style import StyleGenerator
 from i2i_lightning.types import ImageBatch, UserError
@@ -49,9 +50,7 @@ class StyleGAN2Loss:
     style_mixing: float = 0.9
 
     def __post_init__(self) -> None:
-        for name in ("lambda_r1", "lambda_path_length"):
-            if not getattr(self, name) >= 0:  # NaN neither
-                raise UserError(f"loss.{name}={getattr(self, name)}: a weight is 0 or more")
+        check_weights(self)
         for name in ("r1_interval", "path_length_interval", "path_length_shrink"):
             if getattr(self, name) < 1:
                 raise UserError(f"loss.{name}={getattr(self, name)}: give at least 1")
@@ -113,11 +112,11 @@ class StyleGAN2(Method):
         rate_scaling: RateScaling = "none",
         seed: int = 0,
     ) -> None:
-        for key, given, kind in (("generator", generator, StyleGenerator), ("loss", loss, StyleGAN2Loss)):
-            if not isinstance(given, kind):
-                raise UserError(
-                    f"{key}: method=stylegan2 takes {key}=stylegan2, not a {type(given).__name__}"
-                )
+        check_loss(loss, StyleGAN2Loss, "stylegan2")
+        if not isinstance(generator, StyleGenerator):
+            raise UserError(
+                f"generator: method=stylegan2 takes generator=stylegan2, not a {type(generator).__name__}"
+            )
         super().__init__(
             optimizer=optimizer,
             scheduler=scheduler,
