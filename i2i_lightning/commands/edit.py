@@ -48,8 +48,8 @@ def edit(run: Run) -> None:
         )
     if options["align"] and not getattr(operation, "reads_pictures", False):
         raise UserError(
-            f"align=true: this edit reads no pictures; {_operations('reads_pictures')} do, "
-            "expression_transfer with operation.neutral and operation.expressive"
+            f"align=true: this edit reads no pictures; {_operations('reads_pictures')} do "
+            "(expression_transfer with operation.neutral and operation.expressive alone)"
         )
     studio = _studio(config, options, operation.takes)
     with output_folder(options["output"], "edit") as studio.folder:

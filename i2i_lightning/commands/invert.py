@@ -61,7 +61,7 @@ def stages_of(config: DictConfig, generator: StyleGenerator) -> dict[str, Any]:
 
     stages: Any = OmegaConf.to_container(config.method.stages, resolve=True)
     for name, stage in stages.items():
-        if stage is not None and stage.get("rows") not in (None, []):
+        if stage is not None and stage.get("rows") is not None:
             stage["rows"] = rows_of(stage["rows"], generator.row_names, f"method.stages.{name}.rows")
     return dict(stages)
 
@@ -90,7 +90,7 @@ def refuse_idle(run: Run, method: Inversion, filled: Mapping[str, int]) -> None:
         raise UserError(
             "trainer.max_epochs: every chunk of images takes one epoch; for fewer images give data.limit"
         )
-    if run.checkpoint is not None:  # it may be of a time when weights were there that no image had
+    if run.checkpoint is not None or run.again:  # it may be of a time when weights were there without images
         return
     search = method.search
     for name, stage in search.stages.items():
@@ -112,9 +112,9 @@ def morph_strip(folder: Path, method: Inversion, source: str) -> Path | None:
     image close, and latents make the way.
     """
     from i2i_lightning.checkpoints.latents import Latent
-    from i2i_lightning.editing.transfer import morph
     from i2i_lightning.sampling.edits.inputs import Reader, read_latents
-    from i2i_lightning.sampling.edits.studio import Cell, Studio, blended
+    from i2i_lightning.sampling.edits.latents import between
+    from i2i_lightning.sampling.edits.studio import Cell, Studio
 
     latents = read_latents(sorted((folder / "latents").glob("*.safetensors"))[:2])
     if len(latents) < 2:
@@ -122,11 +122,11 @@ def morph_strip(folder: Path, method: Inversion, source: str) -> Path | None:
     generator, loss = method.generator, method.search.loss
     studio = Studio(generator, source, folder, latents, Reader(generator), lambda: loss)
     found, alone = [], []
-    for index, w_plus in enumerate(morph(latents[0].w_plus, latents[1].w_plus, FRAMES)):
-        t = index / (FRAMES - 1)
+    for index in range(FRAMES):
+        latent = between(latents[0], latents[1], index / (FRAMES - 1), studio)
         words = {0: latents[0].name, FRAMES - 1: latents[1].name}.get(index, "")
-        found.append(Cell(blended(latents, [1 - t, t], w_plus, studio), words))
-        alone.append(Cell(Latent(w_plus, latents[0].fingerprint), "latents alone" if index == 0 else ""))
+        found.append(Cell(latent, words))
+        alone.append(Cell(Latent(latent.w_plus, latent.fingerprint), "latents alone" if index == 0 else ""))
     more = any(latent.noise is not None or latent.tuned is not None for latent in latents)
     studio.write_sheet("morph", [found, alone] if more else [found])
     return folder / "morph.png"

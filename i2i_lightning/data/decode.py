@@ -344,7 +344,7 @@ def _check_image_mode(image: Image.Image, png_depth: int | None, side: SideForma
     if mode in ("P", "PA"):
         raise _palette_problem(side, can_match)
     if mode == "CMYK":
-        raise FileProblem("CMYK images", f"save as RGB{match_hint}")
+        raise FileProblem("CMYK images", side.mend("save as RGB") + match_hint)
     channels = 1 if sixteen_bit and mode == "I" else _MODE_CHANNELS.get(mode)
     if channels is None:
         raise FileProblem("of a pixel type that is not supported", "save as 8 or 16-bit grey or RGB", mode)

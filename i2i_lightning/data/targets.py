@@ -267,7 +267,8 @@ class TargetImages(ImageDataModule):
     def _faces(self) -> tuple[PictureSource, list[str]]:
         if self.channels != 3:
             raise UserError(f"images=...: say which; toy faces are RGB, the generator's have {self.channels}")
-        faces = ToyFaces("test", self.size_px[0], (), self.num_faces)
+        number = self.num_faces if self.limit is None else min(self.num_faces, self.limit)
+        faces = ToyFaces("test", self.size_px[0], (), number)
         pictures = ToyFacesPictures(faces, "photo")
         return pictures, pictures.names
 

@@ -45,7 +45,7 @@ def rows_of(layers: Any, row_names: Sequence[str], key: str = "layers") -> list[
         else:
             raise UserError(f"{key}={shown}: give {', '.join(STYLES)}, or rows such as 0-{len(sizes) - 1}")
     if not rows:
-        raise UserError(f"{key}={shown}: names no row, and nothing would change; give rows, or null")
+        raise UserError(f"{key}={shown}: names no row, and nothing would change")
     return sorted(rows)
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 from i2i_lightning.types import UserError
 
 
 def check_weights(loss: object) -> None:
-    """Raise ``UserError`` unless every ``lambda_`` of ``loss``, None left out, is 0 or more."""
+    """Raise ``UserError`` unless every ``lambda_`` of ``loss``, None left out, is finite and 0 or more."""
     for name, weight in vars(loss).items():
-        if name.startswith("lambda_") and weight is not None and not weight >= 0:  # NaN neither
-            raise UserError(f"loss.{name}={weight}: a weight is 0 or more")
+        if name.startswith("lambda_") and weight is not None and not 0 <= weight < math.inf:
+            raise UserError(f"loss.{name}={weight}: a weight is a finite number, 0 or more")
 
 
-def check_loss(loss: object, kind: type, method: str) -> None:
-    """Raise ``UserError`` unless ``loss`` is that of ``method``, by its name in ``conf/method``."""
+def check_loss(loss: object, kind: type, name: str) -> None:
+    """Raise ``UserError`` unless ``loss`` is of a method's own kind, ``name`` in ``conf/loss``."""
     if not isinstance(loss, kind):
-        raise UserError(f"loss: method={method} takes loss={method}, not a {type(loss).__name__}")
+        raise UserError(f"loss: this method takes loss={name}, not a {type(loss).__name__}")

@@ -596,7 +596,7 @@ def test_stages_that_do_not_fit_together_are_refused() -> None:
     with pytest.raises(UserError, match="z has no mean latent"):
         Search(generator(), {"a": Stage(["z"], 1)}, loss())
     for weight in (-1, math.nan, math.inf):
-        with pytest.raises(UserError, match=rf"loss\.lambda_mse={float(weight)}: a weight is a finite"):
+        with pytest.raises(UserError, match=rf"loss\.lambda_mse={weight}: a weight is a finite"):
             loss(lambda_mse=weight)
 
 
@@ -631,6 +631,21 @@ def test_a_substitute_is_told_and_its_threshold_left_out() -> None:
         mine = Search(generator(), {"a": replace(stage, patience=patience)}, parts["loss"])
         assert run(mine, targets(1)).steps.tolist() == [3]
         assert mine.notes == [f"stage a {takes}: stop_at.perceptual is meant for a learned distance"]
+
+
+def test_without_a_network_its_terms_are_left_out() -> None:
+    pixels = InversionLoss(None)
+    parts = preset("pti")
+    mine = Search(generator(), **{**parts, "loss": pixels})
+    assert mine.stages["tune"].stop_at == {}
+    assert any("stop_at.perceptual" in note for note in mine.notes)
+    for term in ("perceptual", "style"):
+        stage = Stage(["w"], 2, weights={term: 1.0})
+        one, other = (
+            embed(generator(), targets(1), {"a": each}, pixels)
+            for each in (stage, replace(stage, weights={}))
+        )
+        assert torch.equal(one.w_plus, other.w_plus)
 
 
 def test_a_stage_stops_by_what_it_weighs_alone() -> None:

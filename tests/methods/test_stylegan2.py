@@ -341,7 +341,7 @@ def test_samples_repeat_and_leave_no_trace() -> None:
         ({"ema_ramp_up": -0.1}, "method.ema_ramp_up=-0.1: give 0 or more, or null"),
         ({"w_avg_decay": 1.5}, "method.w_avg_decay=1.5: give a number from 0 to 1"),
         ({"w_avg_decay": -0.5}, "method.w_avg_decay=-0.5"),
-        ({"loss": Pix2PixLoss()}, "^loss: method=stylegan2 takes loss=stylegan2, not a Pix2PixLoss$"),
+        ({"loss": Pix2PixLoss()}, "^loss: this method takes loss=stylegan2, not a Pix2PixLoss$"),
         ({"augment": ["colour"]}, "method.augment: no augmentation colour"),
         ({"augment": ["color"], "adaptive": AdaptiveAugmentation()}, "give one of them"),
         (

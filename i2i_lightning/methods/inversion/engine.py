@@ -129,18 +129,18 @@ class Search:
                     f"method.stages.{name}.rows={list(stage.rows or ())}: for a stage that moves w_plus, "
                     f"rows from 0 to {self.generator.num_ws - 1}"
                 )
+            perceptual = self.loss.perceptual
+            if "perceptual" in stage.stop_at and (perceptual is None or perceptual.substitute):
+                # The rest as well: alone, it would be reached long before all of them are.
+                stage = replace(stage, stop_at={})
+                takes = "takes all its steps" if stage.patience is None else "stops by patience alone"
+                self.notes.append(f"stage {name} {takes}: stop_at.perceptual is meant for a learned distance")
             for term in stage.stop_at:
                 if term not in self.weights_of(stage):
                     raise UserError(
                         f"method.stages.{name}.stop_at.{term}: a stage stops by what it weighs, and this one "
                         f"weighs {', '.join(self.weights_of(stage))}"
                     )
-            perceptual = self.loss.perceptual
-            if "perceptual" in stage.stop_at and perceptual is not None and perceptual.substitute:
-                # The rest as well: alone, it would be reached long before all of them are.
-                stage = replace(stage, stop_at={})
-                takes = "takes all its steps" if stage.patience is None else "stops by patience alone"
-                self.notes.append(f"stage {name} {takes}: stop_at.perceptual is meant for a learned distance")
             found[name] = stage
         weighted = {term for stage in found.values() for term in self.weights_of(stage)}
         if self.loss.identity is not None and "identity" not in weighted:
@@ -268,6 +268,8 @@ class Search:
     def weights_of(self, stage: Stage) -> dict[str, float]:
         """Return the weight of every term that ``stage`` could lower."""
         idle = set() if stage.moves_noise else {"noise"}
+        if self.loss.perceptual is None:
+            idle |= {"perceptual", "style"}
         if stage.space is None:
             idle |= {"prior", "anchor"}
         weights = {**self.loss.weights(), **stage.weights}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from i2i_lightning.losses.features import Perceptual, style_loss
 from i2i_lightning.losses.identity import Identity, identity_loss
 from i2i_lightning.losses.reconstruction import at_least_float32, masked_mse
+from i2i_lightning.methods.checks import check_weights
 from i2i_lightning.methods.inversion.stages import TERMS
 from i2i_lightning.methods.inversion.targets import Targets
 from i2i_lightning.types import UserError
@@ -64,9 +64,7 @@ class InversionLoss:
     lambda_identity: float = 0.0
 
     def __post_init__(self) -> None:
-        for term, value in self._weights().items():
-            if not 0 <= value < math.inf:
-                raise UserError(f"loss.lambda_{term}={value}: a weight is a finite number, 0 or more")
+        check_weights(self)
         if self.lambda_identity > 0 and self.identity is None:
             raise UserError(f"loss.lambda_identity={self.lambda_identity}: {NO_RECOGNISER}")
 

@@ -43,8 +43,9 @@ def latent_files(given: Any) -> list[Path]:
         if not path.is_dir():
             files.append(path)
             continue
-        folders = (path / "latents", path)
-        found = next((found for each in folders if (found := sorted(each.rglob(f"*{SUFFIX}")))), [])
+        run = path / "latents"  # with folders as its images had them
+        found = sorted(run.rglob(f"*{SUFFIX}") if run.is_dir() else path.glob(f"*{SUFFIX}"))
+        found = found or sorted(path.rglob(f"*{SUFFIX}"))
         if not found:
             raise UserError(f"latents={place}: no latent files (*{SUFFIX}) in this folder or its latents/")
         files += found

@@ -46,19 +46,19 @@ class Morph:
             for index in range(self.pictures):
                 t = index / (self.pictures - 1)
                 words = {0: first.name, self.pictures - 1: last.name}.get(index, f"{t:.0%}")
-                latent = _between(first, last, t, studio)
+                latent = between(first, last, t, studio)
                 cells.append(Cell(latent, words, f"morph{number}_{index:03d}"))
             rows.append(cells)
 
         def at(place: float) -> Latent:
             index = min(int(place), len(latents) - 2)
-            return _between(latents[index], latents[index + 1], place - index, studio)
+            return between(latents[index], latents[index + 1], place - index, studio)
 
         stretches = len(latents) - 1
         studio.write_moving("morph", rows, at, 0, stretches, stretches)
 
 
-def _between(first: Latent, last: Latent, t: float, studio: Studio) -> Latent:
+def between(first: Latent, last: Latent, t: float, studio: Studio) -> Latent:
     """Return the point at ``t``, 0 to 1, of the straight line between two latents."""
     w_plus = lerp(first.w_plus[None], last.w_plus[None], t)[0]
     return blended([first, last], [1 - t, t], w_plus, studio)

@@ -64,9 +64,20 @@ def test_a_turned_alpha_lies_as_the_picture_does(tmp_path: Path) -> None:
     assert torch.equal(mask_of(tmp_path / "mask.webp")[0, 0], turned)
 
 
-@pytest.mark.parametrize("folder", ["latents", "."])
-def test_latents_in_subfolders_are_taken_in_the_order_of_their_paths(tmp_path: Path, folder: str) -> None:
-    names = ["a", "sub/a", "sub/b", "sub/deeper/c", "z"]
+@pytest.mark.parametrize(
+    ("folder", "names"),
+    [
+        ("latents", ["a", "sub/a", "sub/b", "sub/deeper/c", "z"]),
+        (".", ["sub/a", "sub/b", "sub/deeper/c"]),
+        (".", ["a", "z"]),
+    ],
+)
+def test_latents_in_subfolders_are_taken_in_the_order_of_their_paths(
+    tmp_path: Path, folder: str, names: list[str]
+) -> None:
+    if names == ["a", "z"]:  # beside files of its own a folder may hold others, which are no latents
+        (tmp_path / "run" / "sub").mkdir(parents=True)
+        (tmp_path / "run" / "sub" / "generator.safetensors").touch()
     for name in reversed(names):
         path = tmp_path / "run" / folder / f"{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
