@@ -84,7 +84,7 @@ def _studio(config: Any, options: dict[str, Any], takes: int) -> Studio:
     from hydra.utils import instantiate
 
     from i2i_lightning.checkpoints import load_style_generator
-    from i2i_lightning.checkpoints.style.load import open_style
+    from i2i_lightning.commands.generators import open_generator
     from i2i_lightning.commands.output import check_output
     from i2i_lightning.data.checks import check_choice
     from i2i_lightning.sampling.edits.inputs import Reader
@@ -105,11 +105,7 @@ def _studio(config: Any, options: dict[str, Any], takes: int) -> Studio:
     animation = Animation(video["format"], video["fps"], video["loop"]) if video["frames"] else None
     effort = instantiate(config.effort, _convert_="all")
     source = options["generator"]["path"]
-    try:
-        generator, about = open_style(source).generator()
-    except UserError as error:
-        key = "generator=" if str(error).startswith(source) else ""
-        raise UserError(f"{key}{error}") from None
+    generator, about = open_generator(source)
     sampler = Sampler(generator, device, options["truncation"])
     latents = _latents(options, sampler, source, takes)
     label = sampler.one_hot(options["label"]) if takes == 0 or options["label"] is not None else None

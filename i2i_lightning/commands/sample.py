@@ -23,8 +23,8 @@ def sample(run: Run) -> None:
     """Draw what ``run.config`` asks for, and say what was written."""
     from omegaconf import OmegaConf
 
-    from i2i_lightning.checkpoints import load_style_generator
     from i2i_lightning.cli import record
+    from i2i_lightning.commands.generators import open_generator
     from i2i_lightning.commands.output import check_output, output_folder
     from i2i_lightning.sampling.folder import Gallery
     from i2i_lightning.sampling.request import Request
@@ -40,11 +40,7 @@ def sample(run: Run) -> None:
     if options["tile_px"] is not None and options["tile_px"] < 8:
         raise UserError(f"tile_px={options['tile_px']}: give at least 8")
     source = options["generator"]["path"]
-    try:
-        generator = load_style_generator(source)
-    except UserError as error:
-        key = "generator=" if str(error).startswith(source) else ""
-        raise UserError(f"{key}{error}") from None
+    generator, _ = open_generator(source)
     wanted = {key: options[key] for key in ("truncation", "cutoff", "noise", "batch_size")}
     sampler = Sampler(generator, device, **wanted)
     gallery = Gallery(sampler, Path(), source, options["tile_px"])

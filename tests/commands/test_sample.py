@@ -20,11 +20,11 @@ import torch
 import yaml
 from PIL import Image
 
-from i2i_lightning import checkpoints
 from i2i_lightning.checkpoints import save_style_generator
 from i2i_lightning.checkpoints.latents import load_latent
 from i2i_lightning.checkpoints.style.load import EMBEDDED
 from i2i_lightning.cli import arguments
+from i2i_lightning.commands import generators
 from i2i_lightning.commands.sample import APP, prepare
 from i2i_lightning.networks.mobile_stylegan import MobileStyleGAN
 from i2i_lightning.networks.style import StyleGenerator
@@ -361,7 +361,7 @@ def test_what_the_readme_draws_can_be_drawn(monkeypatch: pytest.MonkeyPatch, wor
     """At the size of ``ffhq``, the largest that it names; nothing is drawn."""
     narrow = MobileStyleGAN((4,) * 8, z_dim=8, w_dim=8)
     assert narrow.size_px == 1024
-    monkeypatch.setattr(checkpoints, "load_style_generator", lambda source: narrow)
+    monkeypatch.setattr(generators, "open_generator", lambda source: (narrow, None))
     drawn: list[int] = []
 
     def draw(request: Request, gallery: Gallery) -> list[str]:
