@@ -80,7 +80,8 @@ class InversionResults(Callback):
     ``pictures/<name>.png``; ``strips/<name>.png``, target, stages of the search, result; and at the end
     ``results.csv``, ``results.md``, ``results.png`` and ``index.html``, made from the files of all processes,
     those of an interrupted run included. PSNR is over uint8 pictures, with the peak 255.
-    An image whose search ended in NaN has no files: the run goes on with the others, and names it at its end.
+    An image whose search ended in NaN has no files: the run goes on with the others, names it on the page and
+    fails at its end. A run that is continued fails for those alone that were lost since, and names all.
 
     Args:
         generator: What the generator was loaded by, for the latent files.
@@ -108,7 +109,8 @@ class InversionResults(Callback):
         self._marks: set[int] = set()
         self._lpips: LPIPS | None = None
         self._notes: list[str] = []
-        self._lost: list[str] = []  # images whose search ended in NaN
+        self._lost: list[str] = []  # images whose search ended in NaN, here and in this process
+        self._lost_before: list[str] = []  # those of before the run was continued, in the first process
 
     # -------------------- while a chunk is searched for
 
@@ -160,7 +162,7 @@ class InversionResults(Callback):
     ) -> None:
         """Put in what is known of the chunks that every process is at."""
         mine = {"chunk": self._chunk, "spent": self._spent(pl_module.device), "seen": self._seen}
-        checkpoint["inversion_results"] = gather(trainer, mine | {"lost": self._lost})
+        checkpoint["inversion_results"] = gather(trainer, mine | {"lost": [*self._lost_before, *self._lost]})
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -168,7 +170,7 @@ class InversionResults(Callback):
         """Take out what was known of the chunk that this process was at, unless it begins anew."""
         ranks = checkpoint.get("inversion_results", [])
         if trainer.is_global_zero:  # there may be fewer processes than before
-            self._lost = [name for rank in ranks for name in rank.get("lost", ())]
+            self._lost_before = [name for rank in ranks for name in rank.get("lost", ())]
         goes_on = getattr(getattr(trainer, "datamodule", None), "goes_on", True)
         if goes_on and trainer.global_rank < len(ranks):
             mine = ranks[trainer.global_rank]
@@ -266,33 +268,40 @@ class InversionResults(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write table and page from the files of all processes.
 
+        Only the first process raises, once the table is there: a status of another one would pass for its
+        death.
+
         Raises:
             UserError: If an image has no latent, because the search for it ended in NaN.
         """
         lost = [name for names in gather(trainer, self._lost) for name in names]
         trainer.strategy.barrier("inversions")
-        self._write_table(trainer)
-        if lost:
+        self._write_table(trainer, lost)
+        if lost and trainer.is_global_zero:
             self._started = False  # the table is written
-            raise UserError(
-                f"{first_names(lost)}: no latent, because the search ended in numbers that are not finite; "
-                "begin anew with a lower rate in method.stages (resume= searches for no image twice)"
-            )
+            raise UserError(_no_latent(lost))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Name what was lost before where a run that is continued has nothing left to search for."""
+        if stage == "fit" and not self._started and self._lost_before:
+            print(_no_latent(self._lost_before))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write table and page of what there is: the run ends here, and may have taken days."""
         if not self._started:  # a resume that was refused, say: what there is stays as it is
             return
         with suppress(OSError, UserError):  # the disk may be full, and what ended the run is told anyway
-            self._write_table(trainer)
+            self._write_table(trainer, self._lost)
 
-    def _write_table(self, trainer: Trainer) -> None:
+    def _write_table(self, trainer: Trainer, lost: Sequence[str]) -> None:
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             # A run that was resumed with other images has found those of earlier chunks too.
             names = list(dict.fromkeys([*data.names, *(name for chunk in data.plan for name in chunk)]))
-            write_table(folder, read_rows(folder, names), self._notes)
+            lost = [*self._lost_before, *lost]
+            notes = [*self._notes, _no_latent(lost)] if lost else self._notes
+            write_table(folder, read_rows(folder, names), notes)
 
 
 def peak_memory_mb(device: torch.device) -> float:
@@ -304,6 +313,14 @@ def peak_memory_mb(device: torch.device) -> float:
     # In kB, but on macOS in bytes (getrusage(2) of either system).
     peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _no_latent(names: Sequence[str]) -> str:
+    """Word that images were lost, and what helps."""
+    return (
+        f"{first_names(names)}: no latent, because the search ended in numbers that are not finite; "
+        "begin anew with a lower rate in method.stages (resume= searches for no image twice)"
+    )
 
 
 def _is_finite(found: Embedding, index: int) -> bool:

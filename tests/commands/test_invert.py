@@ -433,40 +433,116 @@ def test_what_was_found_before_a_torn_picture_is_in_the_table(shell: Shell) -> N
     assert (folder / "results.md").read_text() == table
 
 
-def test_an_image_that_ends_in_nan_costs_no_other(
-    shell: Shell, power_cut: Callable[[int | None], list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+NO_LATENT = "no latent, because the search ended in numbers that are not finite; begin anew with"
+SPOILT = """
+import sys
+import torch
+from i2i_lightning.commands.invert import APP
+from i2i_lightning.methods.inversion.method import Inversion
+
+embedding = Inversion.embedding
+
+def spoilt(self):
+    found = embedding(self)
+    for index, name in enumerate(found.names):
+        if name == "{lost}":
+            found.w_plus[index] = torch.nan
+    return found
+
+Inversion.embedding = spoilt
+if __name__ == "__main__":
+    sys.exit(APP.main())
+"""
+
+
+@pytest.fixture
+def lose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let the searches for images of these names end in NaN."""
     embedding = Inversion.embedding
 
-    def spoilt(self: Inversion) -> Embedding:
-        found = embedding(self)
-        if "0" in found.names:
-            found.w_plus[found.names.index("0"), 3] = torch.nan
-        return found
+    def arm(*names: str) -> None:
+        def spoilt(self: Inversion) -> Embedding:
+            assert self.search.targets is not None
+            for index, name in enumerate(self.search.targets.names):
+                if name in names:
+                    self.search.kept_latent[index] = torch.nan
+            return embedding(self)
 
-    monkeypatch.setattr(Inversion, "embedding", spoilt)
+        monkeypatch.setattr(Inversion, "embedding", spoilt)
+
+    return arm
+
+
+def test_an_image_that_ends_in_nan_costs_no_other(
+    shell: Shell,
+    power_cut: Callable[[int | None], list[int]],
+    lose: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lose("0")
     photos("in")
-    told = (
-        "i2i-invert: 0: no latent, because the search ended in numbers that are not finite; begin anew with"
-    )
     status, text = shell("images=in", "hydra.run.dir=run")
     assert status == 1
-    assert text.splitlines()[-1].startswith(told)
+    assert text.splitlines()[-1].startswith(f"i2i-invert: 0: {NO_LATENT}")
     assert text.count("mean of 4") == 1
     power_cut(STEPS + 4)
     with pytest.raises(RuntimeError, match="power cut"):
         shell("images=in", "callbacks.checkpoints.every_n_batches=2", "hydra.run.dir=stopped")
+    capsys.readouterr()
     seen = power_cut(None)
     status, text = shell("resume=stopped")
-    assert status == 1
-    assert text.splitlines()[-1].startswith(told), "it was lost before the run was stopped"
+    assert status == 0, "it was lost before the run was stopped"
+    assert text.count(f"\n0: {NO_LATENT}") == 1
     assert seen[0] == 1
     for folder in (Path("run"), Path("stopped")):
         assert names_in(folder) == ["1", "2", "3", "4"]
+        assert f"<p>0: {NO_LATENT}" in (folder / "index.html").read_text()
         assert not list(folder.glob("*/0.*"))
-        status, text = shell(f"resume={folder}")
+
+
+def test_a_resume_fails_for_what_it_loses_itself_and_names_all(
+    shell: Shell, lose: Callable[..., None]
+) -> None:
+    photos("in")
+    lose("0")
+    assert shell("images=in", "data.limit=2", "hydra.run.dir=run")[0] == 1
+    for _ in range(2):  # the first of them writes no checkpoint
+        status, text = shell("resume=run")
         assert status == 0, text
+        assert f"\n0: {NO_LATENT}" in f"\n{text}"
         assert "Every image has been searched for already" in text
+    status, text = shell("resume=run", "data.limit=3")
+    assert status == 0, text
+    assert text.count(f"0: {NO_LATENT}") == 1
+    lose("3")
+    status, text = shell("resume=run", "data.limit=5")
+    assert status == 1
+    assert f"\n0, 3: {NO_LATENT}" in text
+    assert text.splitlines()[-1].startswith(f"i2i-invert: 3: {NO_LATENT}")
+    assert names_in(Path("run")) == ["1", "2", "4"]
+    status, text = shell("resume=run")
+    assert status == 0
+    assert f"0, 3: {NO_LATENT}" in text
+
+
+def test_behind_an_image_that_ends_in_nan_the_next_begins_as_the_first(
+    shell: Shell, power_cut: Callable[[int | None], list[int]], lose: Callable[..., None]
+) -> None:
+    photos("in", 3)
+    words = ["data.batch_size=1", "method.start.kind=previous"]
+    assert shell("images=in/1.png", *words, "hydra.run.dir=alone")[0] == 0
+    lose("0")
+    assert shell("images=in", *words, "hydra.run.dir=run")[0] == 1
+    power_cut(STEPS)
+    with pytest.raises(RuntimeError, match="power cut"):
+        shell("images=in", *words, "hydra.run.dir=stopped")
+    power_cut(None)
+    status, text = shell("resume=stopped")
+    assert status == 0, text
+    alone = load_latent(Path("alone/latents/1.safetensors")).w_plus
+    for folder in (Path("run"), Path("stopped")):
+        assert names_in(folder) == ["1", "2"]
+        assert torch.equal(load_latent(folder / "latents/1.safetensors").w_plus, alone)
 
 
 # Slips.
@@ -624,3 +700,21 @@ def test_two_processes_do_not_mix_their_images(shell: Shell, tiny: Path) -> None
     for alone, shared in zip(found(one), found(two), strict=True):
         torch.testing.assert_close(alone.w_plus, shared.w_plus, atol=1e-4, rtol=1e-4)
     assert len((two / "results.csv").read_text().splitlines()) == 6
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize(("trainer", "lost"), [("ddp", "2"), ("ddp_spawn", "0")])
+def test_an_image_that_ends_in_nan_kills_no_process(tiny: Path, trainer: str, lost: str) -> None:
+    """The first process has images 0 and 1, the second 2 and 3."""
+    photos("in", 4)
+    Path("spoilt.py").write_text(SPOILT.format(lost=lost))
+    words = [*WORDS, f"generator={tiny}", "images=in", f"trainer={trainer}", "trainer.accelerator=cpu"]
+    command = [sys.executable, "spoilt.py", *words, "trainer.devices=2", "hydra.run.dir=run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count(NO_LATENT) == 1
+    assert f"i2i-invert: {lost}: {NO_LATENT}" in done.stderr
+    assert "died" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert names_in(Path("run")) == [name for name in "0123" if name != lost]
+    assert f"<p>{lost}: {NO_LATENT}" in Path("run/index.html").read_text()

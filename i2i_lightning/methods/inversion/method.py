@@ -248,13 +248,13 @@ class Inversion(Method):
         return latent
 
     def _previous(self) -> Tensor | None:
-        """Return the latent that the image before ended with; None for the first."""
+        """Return the latent that the image before ended with; None if there is none, or it is NaN."""
+        kept: Tensor | None = None
         if self.search.targets is not None and len(self.search.targets) > 0:
-            return self.search.kept_latent
-        if self._state is not None and "tensors" in self._state["search"]:
-            kept: Tensor = self._state["search"]["tensors"]["kept_latent"]
-            return kept
-        return None
+            kept = self.search.kept_latent
+        elif self._state is not None and "tensors" in self._state["search"]:
+            kept = self._state["search"]["tensors"]["kept_latent"]
+        return kept if kept is not None and bool(kept.isfinite().all()) else None
 
     def _own_gradients(self) -> AbstractContextManager[None]:
         """Keep gradients to this process: others have other images, or none, and take other steps."""
