@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
 from i2i_lightning.checkpoints.latents import Latent, check_belongs, load_latent
 from i2i_lightning.methods.base import Method
+from i2i_lightning.methods.checks import check_loss
 from i2i_lightning.methods.inversion.embedding import Embedding, render
 from i2i_lightning.methods.inversion.engine import Search
 from i2i_lightning.methods.inversion.objective import InversionLoss
@@ -69,6 +69,7 @@ class Inversion(Method):
         start: Start,
         seed: int = 0,
     ) -> None:
+        check_loss(loss, InversionLoss, "inversion")
         if not isinstance(generator, StyleGenerator):
             raise UserError(REFUSAL)
         super().__init__(
@@ -143,10 +144,8 @@ class Inversion(Method):
     def _refuse_short_runs(self) -> None:
         """Raise ``UserError`` if the trainer would end an epoch, and so a search, before its last step."""
         trainer = self.trainer
-        timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
         limit = trainer.limit_train_batches
         for slip, is_given in (
-            ("max_time", bool(timers)),
             (f"max_steps={trainer.max_steps}", trainer.max_steps != -1),
             # One batch is 1, and all of them 1.0.
             (f"limit_train_batches={limit}", isinstance(limit, int) or limit != 1.0),
