@@ -209,21 +209,26 @@ def test_a_signalled_sweep_ends_as_if_nothing_had_happened(start: Start, tmp_pat
 def test_what_slurm_ends_by_itself_comes_back(reason: str, start: Start, tmp_path: Path) -> None:
     """Some time before its limit a job is told to stop, and at once where one of more priority comes."""
     limit = ["launcher.time=2", "launcher.signal_seconds=20"] if reason == "time limit" else []
-    command = start("data.num_train=4000", "launcher=slurm", *limit)
+    # More epochs than a fast machine gets through before the limit.
+    command = start("data.num_train=4000", "trainer.max_epochs=100", "launcher=slurm", *limit)
     job = command.wait_for(r"Job (\d+): RUNNING")[1]
     run = only(tmp_path, "outputs/*/multirun/*") / "0"
-    until(lambda: batches_saved(run), f"checkpoint in {run}", command)
+
+    def trained() -> int:
+        return int(read_checkpoint(last(run))["batches_seen"]) if last(run).is_file() else 0
+
+    until(trained, f"checkpoint in {run}", command)
     if reason == "pre-emption":
         urgent = ["sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true"]
         subprocess.run(urgent, cwd=tmp_path, check=True)
     until(lambda: facts(job)["Restarts"] == "1", f"restart of {job}", command)
-    saved = batches_saved(run)
+    saved = trained()
     log = only(tmp_path, f"outputs/*/multirun/*/slurm/{job}_0_log.out")
     signum = "SIGUSR1" if reason == "time limit" else "SIGTERM"
     again = f"i2i-train: stopped by {signum}. SLURM will start this job again, and it will go on from here"
     # The job is back in the queue before it can say so.
     until(lambda: again in log.read_text(), f"{again} in {log}", command)
-    until(lambda: batches_saved(run) > saved, f"further checkpoint in {run}", command)
+    until(lambda: trained() > saved, f"further checkpoint in {run}", command)
     assert log.read_text().count(again) == 1
     assert len((run / "resumes.jsonl").read_text().splitlines()) == 1
     command.wait_for(rf"Job {job}: PENDING \(\w+, back in the queue, restart 1\)")
