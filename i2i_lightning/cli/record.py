@@ -136,10 +136,11 @@ def start(run: Run) -> None:
         (OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(run.overrides))),
         (SOURCE, OmegaConf.to_yaml(run.config)),
     ):
-        _write(folder / name, text)
+        write_text(folder / name, text)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file, or none."""
     from i2i_lightning.checkpoints.io import write_beside  # not before it is needed: it brings torch along
 
     write_beside(path, text)
@@ -171,7 +172,7 @@ def continued(run: Run) -> None:
     overrides = [] if run.again and not run.started else run.overrides
     line = environment(run) | {"overrides": overrides}
     lines = [*_continuations(run.folder), line]
-    _write(run.folder / "resumes.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
+    write_text(run.folder / "resumes.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
 
 
 def _continuations(folder: Path) -> list[dict[str, Any]]:
@@ -300,7 +301,7 @@ def program(folder: Path) -> str | None:
 def finish(run: Run, epochs: int) -> None:
     """Record that a run has trained all its ``epochs``."""
     line = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "epochs": epochs}
-    _write(run.folder / FINISHED, json.dumps(line) + "\n")
+    write_text(run.folder / FINISHED, json.dumps(line) + "\n")
 
 
 def finished_epochs(folder: Path) -> int | None:

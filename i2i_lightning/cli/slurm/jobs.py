@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from i2i_lightning.cli.record import write_text
 from i2i_lightning.types import UserError
 
 PROGRAM = "i2i-train"
@@ -112,13 +113,6 @@ def submit(script: Path, jobs: Sequence[Job], logs: Path) -> None:
         print(f"Job {job.slurm_id}: submitted: {job.title}; log: {job.log}", flush=True)
     names = {job.folder.name: job.slurm_id for job in jobs}
     write_text(script.with_suffix(".json"), json.dumps(names))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file, or none."""
-    from i2i_lightning.checkpoints.io import write_beside  # not before it is needed: it brings torch along
-
-    write_beside(path, text)
 
 
 def is_under_way(sweep: Path, run: Path) -> bool:

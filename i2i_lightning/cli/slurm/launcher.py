@@ -18,7 +18,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from i2i_lightning.cli import arguments
-from i2i_lightning.cli.slurm.jobs import LOGS, Job, Watch, submit, write_text
+from i2i_lightning.cli.record import write_text
+from i2i_lightning.cli.slurm.jobs import LOGS, Job, Watch, submit
 from i2i_lightning.cli.slurm.script import SlurmOptions, batch_script
 from i2i_lightning.types import UserError
 
